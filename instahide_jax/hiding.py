@@ -1,0 +1,122 @@
+"""What the train step asks of a hiding scheme; `NoHiding` answers with the identity.
+
+A scheme may act on the inputs (InstaHide), on the encoder's features (TextHide), or on neither. The
+train step calls both methods and never asks which scheme it has.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from instahide_jax.errors import InputError
+
+Batch = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class NoHiding:
+    """The identity: images are standardised and labels made soft, nothing is hidden.
+
+    Attributes:
+      num_classes: number of classes; needed where labels are integers.
+      mean: per-channel mean of the images in [0, 1] (uint8 divided by 255), or one number.
+      std: per-channel standard deviation, likewise, > 0. The result is (x - mean) / std. With mean and
+        std None, uint8 images become [-1, 1] and float images stay as they are.
+      dtype: dtype of the resulting images, "float32" or "bfloat16".
+    """
+
+    num_classes: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"dtype is {self.dtype!r}; it must be 'float32' or 'bfloat16'")
+        if (self.mean is None) != (self.std is None):
+            raise InputError(f"mean is {self.mean} and std is {self.std}; give both or neither")
+        if self.std is not None and min(self.std) <= 0:
+            raise InputError(f"std is {self.std}; every entry must be above 0")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise InputError(f"num_classes is {self.num_classes}; it must be at least 1")
+
+    @property
+    def num_partners(self) -> int:
+        """Private images that every row needs beside its own."""
+        return 0
+
+    @property
+    def num_public(self) -> int:
+        """Public images that every row needs."""
+        return 0
+
+    def for_data(
+        self, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> Self:
+        """The same scheme with the data set's statistics, where it names none of its own."""
+        own_statistics = self.mean is not None
+        return replace(
+            self,
+            num_classes=self.num_classes or num_classes,
+            mean=self.mean if own_statistics else mean,
+            std=self.std if own_statistics else std,
+        )
+
+    def hide_inputs(
+        self,
+        key: Any,
+        batch: Batch,
+        public_pool: jax.Array | None = None,
+        *,
+        rows: jax.Array | None = None,
+        private_pool: Batch | None = None,
+        partners: jax.Array | None = None,
+    ) -> Batch:
+        """Images [B, H, W, C] and soft labels [B, classes] as the encoder sees them."""
+        del key, public_pool, rows, private_pool, partners
+        image = batch["image"].astype(jnp.float32)
+        scale, offset = affine(self.mean, self.std, batch["image"].dtype)
+        return {
+            "image": (image * scale + offset).astype(self.dtype),
+            "label": soft_labels(batch["label"], self.num_classes),
+        }
+
+    def hide_features(self, key: Any, features: jax.Array) -> jax.Array:
+        """Features [B, width] as the head sees them."""
+        del key
+        return features
+
+
+def affine(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Scale and offset, float32 [channels], that standardise pixels: x * scale + offset.
+
+    Because mixing coefficients sum to 1, applying this once after mixing equals applying it to every
+    image before, and lets pools stay uint8 in memory.
+    """
+    unit = 255.0 if dtype == jnp.uint8 else 1.0
+    if mean is None or std is None:
+        mean, std = ((0.5,), (0.5,)) if dtype == jnp.uint8 else ((0.0,), (1.0,))
+    scale = 1.0 / (unit * jnp.asarray(std, jnp.float32))
+    return scale, -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+
+
+def soft_labels(labels: jax.Array, num_classes: int | None) -> jax.Array:
+    """Labels [B] of integers as one-hot float32 [B, classes]; soft labels [B, classes] as float32.
+
+    Raises:
+      InputError: for integer labels without `num_classes`, or any other rank.
+    """
+    if labels.ndim == 2 and jnp.issubdtype(labels.dtype, jnp.floating):
+        return labels.astype(jnp.float32)
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise InputError(
+            f"labels have shape {labels.shape} and dtype {labels.dtype}; "
+            "give integers [B] or soft labels [B, classes] of floats"
+        )
+    if num_classes is None:
+        raise InputError("integer labels need the scheme's num_classes; set it, or give soft labels")
+    return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)

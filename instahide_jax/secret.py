@@ -1,0 +1,167 @@
+"""The owner's secret: made from OS entropy, kept in a private file, never shown.
+
+Key hierarchy: secret -> fingerprint of data and configuration -> purpose -> pass -> row. The fingerprint
+makes it impossible for two runs that differ in data or configuration to derive the same
+one-time key, even from the same secret file: their keys part at the first step.
+"""
+
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from instahide_jax import prng
+from instahide_jax.errors import InputError
+
+SECRET_BYTES = 32
+
+
+@jax.tree_util.register_pytree_node_class
+class SecretKey:
+    """A typed ChaCha20 key, shape [], that does not print, pickle or copy itself into text.
+
+    It is a pytree with the key as its only leaf, so it passes through `jit`, `vmap` and `shard_map` as
+    an argument. Never close over one: a closed-over key stands in the compiled program in clear.
+    """
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: jax.Array):
+        """Wrap a typed key.
+
+        Raises:
+          InputError: if it is not a ChaCha20 key (see `prng.check_secret_key`).
+        """
+        prng.check_secret_key(key)
+        self._key = key
+
+    @property
+    def key(self) -> jax.Array:
+        """The typed key itself, for `jax.random`; its repr shows the key's words."""
+        return self._key
+
+    @property
+    def insecure(self) -> bool:
+        """Whether the key stems from an integer seed (`prng.insecure_key`)."""
+        return prng.is_insecure(self._key)
+
+    def fold_in(self, number: Any) -> "SecretKey":
+        """The child key of a number, uint32."""
+        return SecretKey(jax.random.fold_in(self._key, number))
+
+    def stream(self, name: str) -> "SecretKey":
+        """The child key of a named purpose."""
+        return SecretKey(prng.stream(self._key, name))
+
+    def run(self, fingerprint: bytes) -> "SecretKey":
+        """The child key of one run, from all 256 bits of its fingerprint (`run_fingerprint`)."""
+        return SecretKey(prng.fold_words(self._key, np.frombuffer(fingerprint, "<u4").tolist()))
+
+    def __repr__(self) -> str:
+        return f"SecretKey(<redacted{', insecure' if self.insecure else ''}>)"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a SecretKey is not pickled or copied; keep it with write_secret(path, key)")
+
+    def tree_flatten(self) -> tuple[tuple[Any], None]:
+        return (self._key,), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Iterable[Any]) -> "SecretKey":
+        # JAX also unflattens with placeholders that are no keys, so nothing is checked here.
+        self = object.__new__(cls)
+        (self._key,) = children
+        return self
+
+
+def secret_key() -> SecretKey:
+    """A new secret of 256 bits from the operating system's entropy."""
+    return _from_bytes(secrets.token_bytes(SECRET_BYTES))
+
+
+def insecure_secret(seed: int) -> SecretKey:
+    """The key of an integer seed in a `SecretKey`, for experiments that protect nothing."""
+    return SecretKey(prng.insecure_key(seed))
+
+
+def unwrap(key: Any) -> jax.Array:
+    """The typed ChaCha20 key of a `SecretKey` or of a bare key; refuses everything else."""
+    if isinstance(key, SecretKey):
+        return key.key
+    prng.check_secret_key(key)
+    return key
+
+
+def _from_bytes(data: bytes) -> SecretKey:
+    words = np.frombuffer(data, "<u4").copy()
+    return SecretKey(jax.random.wrap_key_data(words, impl=prng.chacha20))
+
+
+def write_secret(path: str | Path, secret: SecretKey) -> None:
+    """Write a secret to a new file of mode 0600: 64 hexadecimal digits and a line feed.
+
+    The file appears whole or not at all, and an existing file is never replaced: the data hidden
+    under its secret could not be hidden the same way again.
+
+    Raises:
+      InputError: if the file exists, its folder cannot be written, or the key is an insecure one.
+    """
+    path = Path(path)
+    if secret.insecure:
+        raise InputError("a key from an integer seed is not a secret; keep the seed instead")
+    data = np.asarray(jax.random.key_data(secret.key)).astype("<u4").tobytes()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    except OSError as error:
+        raise InputError(f"cannot write a secret below {path.parent}: {error.strerror}") from None
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(data.hex() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # unlike rename, fails where the name exists
+    except FileExistsError:
+        raise InputError(f"secret file {path} exists already; name another one") from None
+    finally:
+        os.unlink(temporary)
+
+
+def read_secret(path: str | Path) -> SecretKey:
+    """Read a file of `write_secret`.
+
+    Raises:
+      InputError: if the file is missing, is not a file, can be read or written by others (mode & 0o077),
+        or does not hold 64 hexadecimal digits. The content is never quoted.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())  # of the opened file: no race with a rename
+            content = file.read(4 * SECRET_BYTES)
+    except FileNotFoundError:
+        raise InputError(
+            f"secret file {path} is missing; without it this run's data cannot be hidden as before: "
+            "restore the file, or start a new run in another folder"
+        ) from None
+    except OSError as error:
+        raise InputError(f"secret file {path} cannot be read: {error.strerror}") from None
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077:
+        raise InputError(
+            f"secret file {path} has mode {mode:04o}, so others may read it (at most 0600); "
+            f"run 'chmod 600 {path}', and renew the secret if others may have read it"
+        )
+    try:
+        data = bytes.fromhex(content.decode("ascii"))
+    except ValueError:  # from None: the message of the cause would quote the content
+        data = b""
+    if len(data) != SECRET_BYTES:
+        raise InputError(f"secret file {path} is damaged: not {2 * SECRET_BYTES} hexadecimal digits")
+    return _from_bytes(data)
