@@ -52,9 +52,7 @@ class NoHiding:
         """Public images that every row needs."""
         return 0
 
-    def for_data(
-        self, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> Self:
+    def for_data(self, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
         """The same scheme with the data set's statistics, where it names none of its own."""
         own_statistics = self.mean is not None
         return replace(
@@ -92,7 +90,7 @@ class NoHiding:
 def affine(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, dtype: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Scale and offset, float32 [channels], that standardise pixels: x * scale + offset.
+    """Scale and offset, float32 [1, 1, 1, channels], that standardise pixels: x * scale + offset.
 
     Because mixing coefficients sum to 1, applying this once after mixing equals applying it to every
     image before, and lets pools stay uint8 in memory.
@@ -100,8 +98,8 @@ def affine(
     unit = 255.0 if dtype == jnp.uint8 else 1.0
     if mean is None or std is None:
         mean, std = ((0.5,), (0.5,)) if dtype == jnp.uint8 else ((0.0,), (1.0,))
-    scale = 1.0 / (unit * jnp.asarray(std, jnp.float32))
-    return scale, -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+    mean_, std_ = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, -1) for v in (mean, std))
+    return 1.0 / (unit * std_), -mean_ / std_
 
 
 def soft_labels(labels: jax.Array, num_classes: int | None) -> jax.Array:
@@ -118,5 +116,7 @@ def soft_labels(labels: jax.Array, num_classes: int | None) -> jax.Array:
             "give integers [B] or soft labels [B, classes] of floats"
         )
     if num_classes is None:
-        raise InputError("integer labels need the scheme's num_classes; set it, or give soft labels")
+        raise InputError(
+            "integer labels need the scheme's num_classes; set it, or give soft labels"
+        )
     return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)

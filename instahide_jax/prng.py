@@ -221,7 +221,9 @@ def stream(key: jax.Array, name: str) -> jax.Array:
 
     The name enters through 128 bits of its SHA-256, so distinct names give independent keys.
     """
-    return fold_words(key, np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], "<u4").tolist())
+    return fold_words(
+        key, np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], "<u4").tolist()
+    )
 
 
 def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:

@@ -67,7 +67,9 @@ class SecretKey:
         return f"SecretKey(<redacted{', insecure' if self.insecure else ''}>)"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("a SecretKey is not pickled or copied; keep it with write_secret(path, key)")
+        raise TypeError(
+            "a SecretKey is not pickled or copied; keep it with write_secret(path, key)"
+        )
 
     def tree_flatten(self) -> tuple[tuple[Any], None]:
         return (self._key,), None
@@ -163,5 +165,7 @@ def read_secret(path: str | Path) -> SecretKey:
     except ValueError:  # from None: the message of the cause would quote the content
         data = b""
     if len(data) != SECRET_BYTES:
-        raise InputError(f"secret file {path} is damaged: not {2 * SECRET_BYTES} hexadecimal digits")
+        raise InputError(
+            f"secret file {path} is damaged: not {2 * SECRET_BYTES} hexadecimal digits"
+        )
     return _from_bytes(data)

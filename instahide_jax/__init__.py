@@ -1,0 +1,28 @@
+"""Train networks on hidden data: InstaHide in JAX and Flax."""
+
+from instahide_jax.errors import InputError
+from instahide_jax.hiding import NoHiding
+from instahide_jax.instahide import InstaHide, encrypt
+from instahide_jax.mixing import draw_partners
+from instahide_jax.prng import insecure_key
+from instahide_jax.secret import (
+    SecretKey,
+    insecure_secret,
+    read_secret,
+    secret_key,
+    write_secret,
+)
+
+__all__ = [
+    "InputError",
+    "InstaHide",
+    "NoHiding",
+    "SecretKey",
+    "draw_partners",
+    "encrypt",
+    "insecure_key",
+    "insecure_secret",
+    "read_secret",
+    "secret_key",
+    "write_secret",
+]

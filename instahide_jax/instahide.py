@@ -1,0 +1,327 @@
+"""InstaHide (Huang, Song, Li, Arora, ICML 2020): `encrypt` and its parameters."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from instahide_jax import prng
+from instahide_jax.errors import InputError
+from instahide_jax.hiding import Batch, NoHiding, affine, soft_labels
+from instahide_jax.mixing import (
+    CoefficientLaw,
+    MixPlan,
+    draw_coefficients,
+    draw_distinct,
+    draw_partners,
+    mix,
+    private_mass,
+)
+from instahide_jax.secret import unwrap
+
+Mask = Literal["sign", "abs", "none"]
+
+
+@dataclass(frozen=True)
+class InstaHide(NoHiding):
+    """Parameters of InstaHide. `inside` and `cross` give the published settings.
+
+    Attributes:
+      k: images in a mixture, >= 2.
+      num_private: how many of them are private, the row's own included; the other k - num_private come
+        from the public pool and never touch the label.
+      max_coefficient: no coefficient exceeds it (c1 of the published code), in [1/k, 1].
+      min_private_mass: the private coefficients sum to at least this (c2), in [0, 1).
+      min_own_coefficient: the row's own image has at least this, in [0, max_coefficient]; 0 as
+        published. For encrypted inference, where only the own image is asked about.
+      mask: "sign" flips the sign of every value at random; "abs" releases magnitudes, which
+        protects neither more nor less and needs no random signs; "none" is plain Mixup.
+      renormalise_labels: divide labels by the private mass. As published they are not: in cross mode a label
+        sums to the private mass, an example weight that tells an observer the coefficients.
+    """
+
+    k: int = 4
+    num_private: int = 4
+    max_coefficient: float = 0.65
+    min_private_mass: float = 0.0
+    min_own_coefficient: float = 0.0
+    mask: Mask = "sign"
+    renormalise_labels: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 2:
+            raise InputError(f"k is {self.k}, so nothing is mixed; it must be at least 2")
+        if not 1 <= self.num_private <= self.k:
+            raise InputError(f"num_private is {self.num_private}; it must lie in [1, k={self.k}]")
+        if not 1.0 / self.k <= self.max_coefficient <= 1:
+            raise InputError(
+                f"max_coefficient is {self.max_coefficient}; {self.k} coefficients that sum to 1 "
+                f"need a bound in [1/k={1 / self.k:.4g}, 1]"
+            )
+        if not 0 <= self.min_private_mass < 1:
+            raise InputError(f"min_private_mass is {self.min_private_mass}; it must lie in [0, 1)")
+        if self.min_private_mass > self.num_private * self.max_coefficient:
+            raise InputError(
+                f"min_private_mass is {self.min_private_mass}, more than {self.num_private} private "
+                f"images of at most {self.max_coefficient} can sum to; lower it or raise max_coefficient"
+            )
+        if not 0 <= self.min_own_coefficient <= self.max_coefficient:
+            raise InputError(
+                f"min_own_coefficient is {self.min_own_coefficient}; "
+                f"it must lie in [0, max_coefficient={self.max_coefficient}]"
+            )
+        mass_beside = self.min_own_coefficient + (self.num_private - 1) * self.max_coefficient
+        if self.num_private == self.k and mass_beside < 1:
+            raise InputError(
+                f"max_coefficient is {self.max_coefficient}: too small for {self.k} images beside "
+                f"min_own_coefficient {self.min_own_coefficient}; raise it"
+            )
+        if self.mask not in ("sign", "abs", "none"):
+            raise InputError(f"mask is {self.mask!r}; choose 'sign', 'abs' or 'none'")
+
+    @classmethod
+    def inside(cls, k: int = 4, **settings: Any) -> Self:
+        """All k images are private (inside-dataset InstaHide, section 3.1)."""
+        return cls(k=k, num_private=k, **settings)
+
+    @classmethod
+    def cross(cls, k: int = 6, **settings: Any) -> Self:
+        """Two images are private, k - 2 public (cross-dataset InstaHide, section 3.2)."""
+        return cls(**{"k": k, "num_private": min(2, k), "min_private_mass": 0.3} | settings)
+
+    @classmethod
+    def mixup(cls, k: int = 4, **settings: Any) -> Self:
+        """k private images and no mask: Mixup with the coefficients of InstaHide; hides nothing."""
+        return cls(k=k, num_private=k, mask="none", **settings)
+
+    @property
+    def num_partners(self) -> int:
+        return self.num_private - 1
+
+    @property
+    def num_public(self) -> int:
+        return self.k - self.num_private
+
+    @property
+    def law(self) -> CoefficientLaw:
+        """The law of the coefficients."""
+        return CoefficientLaw(
+            self.k,
+            self.num_private,
+            self.max_coefficient,
+            self.min_private_mass,
+            self.min_own_coefficient,
+        )
+
+    def hide_inputs(
+        self,
+        key: Any,
+        batch: Batch,
+        public_pool: jax.Array | None = None,
+        *,
+        rows: jax.Array | None = None,
+        private_pool: Batch | None = None,
+        partners: jax.Array | None = None,
+    ) -> Batch:
+        """`encrypt` with this scheme."""
+        return encrypt(
+            key,
+            batch,
+            public_pool,
+            scheme=self,
+            rows=rows,
+            private_pool=private_pool,
+            partners=partners,
+        )
+
+
+def encrypt(
+    key: Any,
+    batch: Batch,
+    public_pool: jax.Array | None = None,
+    *,
+    scheme: InstaHide | None = None,
+    rows: jax.Array | None = None,
+    private_pool: Batch | None = None,
+    partners: jax.Array | None = None,
+) -> Batch:
+    """Hide a batch of images: x~ = s * sum_i c_i x_i, label sum over private i of c_i y_i.
+
+    A pure function without collectives or host transfers: use it under jit (`scheme` static), vmap,
+    shard_map, pmap and grad. A key must serve one pass only. The same inputs give the same partners,
+    coefficients and masks bit for bit on any number of devices.
+
+    Guarantees: coefficients keep the bounds of `scheme` in every row and follow its law; no mixture
+    holds the same image twice; in one pass (rows 0..N-1 over N candidates) every candidate is used
+    exactly `num_private` times; public images never touch a label; signs are unbiased and independent
+    between pixels, rows and keys.
+
+    Args:
+      key: a `SecretKey` or typed ChaCha20 key, shape []. Generators of at most 128 bits are refused.
+      batch: "image" [B, H, W, C], uint8 or float, and "label", integers [B] or soft [B, classes].
+      public_pool: [M, H, W, C] of the dtype of the images, M >= k - num_private; needed in cross mode.
+      scheme: the parameters; `InstaHide.cross()` by default.
+      rows: integers [B], each row's number in the pass, by default 0..B-1. Every secret of a row comes from
+        `fold_in`(key, number), so a row number must not return under the same key: on a mesh pass global
+        numbers, or every device repeats the same masks.
+      private_pool: the candidates for private partners, a dict like `batch` with N entries, of which
+        candidate rows[i] is never drawn as a partner of row i (it is the row's own image, where the
+        pool contains the batch). By default the batch itself.
+      partners: int32 [B, num_private - 1], positions in the candidates, where they were drawn before for a whole
+        pass (`draw_partners`) because drawing them anew per batch would be wasteful.
+
+    Returns:
+      "image" [B, H, W, C] of `scheme.dtype`, standardised by the scheme's mean and std after mixing, and "label"
+      float32 [B, classes].
+
+    Raises:
+      InputError: for a key that is no secret, shapes or dtypes that do not match, a missing or too small
+        public pool, k larger than the candidates, entries of `batch` other than image and label.
+    """
+    scheme = InstaHide.cross() if scheme is None else scheme
+    typed_key = unwrap(key)
+    candidates = batch if private_pool is None else private_pool
+    _check(batch, candidates, public_pool, scheme)
+    size = batch["image"].shape[0]
+    rows = jnp.arange(size) if rows is None else rows
+    row_parent, partner_parent = jax.random.split(typed_key)
+    if partners is None:
+        if private_pool is None:
+            # Candidates are this call's own rows; calls that share a key (one per device) part here.
+            position = jnp.arange(size, dtype=jnp.int32)
+            partner_parent = jax.random.fold_in(partner_parent, rows[0])
+        else:
+            position = rows
+        table = draw_partners(partner_parent, candidates["image"].shape[0], scheme.num_private)
+        partners = table[position, 1:]
+    pool_size = 0 if public_pool is None else public_pool.shape[0]
+    keys = prng.row_keys(row_parent, rows.astype(jnp.uint32))
+    plan, sign_words = _draw_rows(keys, partners, pool_size, batch["image"][0].size, scheme)
+    return {
+        "image": _mixed_images(plan, sign_words, batch, candidates, public_pool, scheme),
+        "label": _mixed_labels(plan, batch, candidates, scheme),
+    }
+
+
+def _draw_rows(
+    keys: jax.Array, partners: jax.Array, pool_size: int, num_values: int, scheme: InstaHide
+) -> tuple[MixPlan, jax.Array]:
+    """The plan of every row and the random words of its signs, uint32 [B, ceil(values / 32)].
+
+    All words of a row come from one stretch of its key stream: one call of the block function over all
+    rows costs half of what a call per kind of draw does.
+    """
+    law = scheme.law
+    num_sign_words = -(-num_values // 32) if scheme.mask == "sign" else 0
+    ends = (law.words_per_round, law.words_per_round + scheme.num_public)
+    words = prng.row_bits(keys, ends[1] + num_sign_words)
+    plan = MixPlan(
+        private=partners.astype(jnp.int32),
+        public=draw_distinct(words[:, ends[0] : ends[1]], pool_size),
+        coefficients=draw_coefficients(keys, words[:, : ends[0]], law),
+    )
+    return plan, words[:, ends[1] :]
+
+
+def _mixed_images(
+    plan: MixPlan,
+    sign_words: jax.Array,
+    batch: Batch,
+    candidates: Batch,
+    public_pool: jax.Array | None,
+    scheme: InstaHide,
+) -> jax.Array:
+    shape = batch["image"].shape
+
+    def flat(
+        images: jax.Array,
+    ) -> jax.Array:  # one long axis: XLA vectorises the fused pass over it
+        return images.reshape(images.shape[0], -1)
+
+    own, pool = flat(batch["image"]), flat(candidates["image"])
+    parts = [own, *(pool[plan.private[:, i]] for i in range(1, scheme.num_private))]
+    if public_pool is not None:
+        parts += [flat(public_pool)[plan.public[:, i]] for i in range(scheme.num_public)]
+    scale, offset = (
+        flat(jnp.broadcast_to(x, (1, *shape[1:])))
+        for x in affine(scheme.mean, scheme.std, batch["image"].dtype)
+    )
+    image = mix(plan.coefficients, parts) * scale + offset
+    if scheme.mask == "sign":
+        image = image * random_signs(sign_words, image.shape[1])
+    elif scheme.mask == "abs":
+        image = jnp.abs(image)
+    return image.astype(scheme.dtype).reshape(shape)
+
+
+def random_signs(words: jax.Array, num_values: int) -> jax.Array:
+    """One sign per value, float32 [B, num_values] in {-1, +1}, each from one random bit.
+
+    Args:
+      words: uint32 [B, ceil(num_values / 32)], random. Bit 31 - j of word w is the sign of value 32 w + j.
+      num_values: signs per row.
+    """
+    shifts = jnp.arange(32, dtype=jnp.uint32)[None, None, :]
+    sign_bits = (words[:, :, None] << shifts) & jnp.uint32(0x80000000)
+    one = jnp.uint32(
+        0x3F800000
+    )  # 1.0 as float32 bits; the product with +-1 is exact and has a gradient
+    signs = lax.bitcast_convert_type(sign_bits | one, jnp.float32)
+    return signs.reshape(words.shape[0], -1)[:, :num_values]
+
+
+def _mixed_labels(plan: MixPlan, batch: Batch, candidates: Batch, scheme: InstaHide) -> jax.Array:
+    parts = [soft_labels(batch["label"], scheme.num_classes)]
+    parts += [
+        soft_labels(candidates["label"][plan.private[:, i]], scheme.num_classes)
+        for i in range(1, scheme.num_private)
+    ]
+    coefficients = plan.coefficients[:, : scheme.num_private]
+    if scheme.renormalise_labels:
+        coefficients = coefficients / private_mass(coefficients, scheme.num_private)[:, None]
+    return mix(coefficients, parts)
+
+
+def _check(
+    batch: Batch, candidates: Batch, public_pool: jax.Array | None, scheme: InstaHide
+) -> None:
+    """Everything that shapes and dtypes can tell, hence also while tracing."""
+    for name, part in (("batch", batch), ("private_pool", candidates)):
+        if set(part) != {"image", "label"}:
+            raise InputError(
+                f"{name} has entries {sorted(part)}; only 'image' and 'label' can be hidden, and "
+                "anything else would be released in clear: remove it"
+            )
+    image = batch["image"]
+    if image.ndim != 4:
+        raise InputError(f"images have shape {image.shape}; give [batch, height, width, channels]")
+    if image.dtype != jnp.uint8 and not jnp.issubdtype(image.dtype, jnp.floating):
+        raise InputError(f"images have dtype {image.dtype}; give uint8 or a float type")
+    pools = {"private_pool": candidates["image"]}
+    if scheme.num_public:
+        if public_pool is None:
+            raise InputError(
+                f"k={scheme.k} with {scheme.num_private} private images needs a public pool of at least "
+                f"{scheme.num_public} images; pass public_pool, or use InstaHide.inside"
+            )
+        pools["public_pool"] = public_pool
+    for name, pool in pools.items():
+        if pool.shape[1:] != image.shape[1:] or pool.dtype != image.dtype:
+            raise InputError(
+                f"{name} holds {pool.dtype} images of shape {pool.shape[1:]}, the batch {image.dtype} "
+                f"of {image.shape[1:]}; they must be alike"
+            )
+    if public_pool is not None and public_pool.shape[0] < scheme.num_public:
+        raise InputError(
+            f"public_pool has {public_pool.shape[0]} images; every mixture needs {scheme.num_public} "
+            "distinct ones"
+        )
+    num_candidates = candidates["image"].shape[0]
+    if num_candidates < scheme.num_private:
+        raise InputError(
+            f"{scheme.num_private} private images are to be mixed but there are {num_candidates} "
+            "candidates; lower k, or give a larger batch or private_pool"
+        )

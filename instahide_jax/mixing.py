@@ -1,0 +1,243 @@
+"""Who is mixed with whom and with which coefficients; shared by InstaHide and TextHide.
+
+Every draw that belongs to one row comes from that row's own key, so it does not depend on which device
+holds the row, on how many rows there are, or on the backend.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from instahide_jax import prng
+
+# The redraw of coefficients ends after this many rounds of at least 4 candidates each. A law that accepts
+# one candidate in fifty is cut off once in 1e9 rows; the published laws accept one in three or more.
+MAX_ROUNDS = 256
+_CANDIDATES_FACTOR = (
+    4  # a redraw is for few rows but costs all of them: try several candidates at once
+)
+
+
+class CoefficientLaw(NamedTuple):
+    """The law of one row's coefficients: |N(0,1)| in every slot, normalised, within bounds.
+
+    A draw that breaks a bound is redrawn as a whole (Huang et al. 2020, section 3 and their code).
+
+    Attributes:
+      k: number of slots.
+      num_private: leading slots that hold private images.
+      max_coefficient: largest coefficient allowed.
+      min_private_mass: smallest sum of the private slots allowed.
+      min_own: smallest coefficient of slot 0 allowed.
+    """
+
+    k: int
+    num_private: int
+    max_coefficient: float = 1.0
+    min_private_mass: float = 0.0
+    min_own: float = 0.0
+
+    @property
+    def words_per_round(self) -> int:
+        """Random words of one round of candidates: as many candidates as 16 words give, at least 1."""
+        return self.k * max(1, 16 // self.k)
+
+
+class MixPlan(NamedTuple):
+    """The mixture of every row.
+
+    Attributes:
+      private: int32 [B, num_private], positions among the private candidates; column 0 is the row's own.
+      public: int32 [B, num_public], positions in the public pool.
+      coefficients: float32 [B, k], private slots first; every row sums to 1.
+    """
+
+    private: jax.Array
+    public: jax.Array
+    coefficients: jax.Array
+
+
+def draw_partners(key: jax.Array, num_candidates: int, num_private: int) -> jax.Array:
+    """Private partners of every candidate in one pass over all of them.
+
+    Column 0 is the identity and every other column a random permutation, so each candidate is used
+    exactly `num_private` times; no row holds the same candidate twice (the published code lets one
+    in about N rows be mixed with itself). Where a fresh permutation repeats a candidate of its row,
+    the entry is exchanged with that of a row drawn uniformly from those where the exchange
+    repeats nothing. With fewer than 2 * num_private candidates such a row need not exist; the columns are
+    then cyclic shifts of one random order.
+
+    Args:
+      key: typed key.
+      num_candidates: N, at least num_private.
+      num_private: columns.
+
+    Returns:
+      int32 [N, num_private].
+    """
+    identity = jnp.arange(num_candidates, dtype=jnp.int32)
+    if num_private == 1:
+        return identity[:, None]
+    keys = jax.random.split(key, num_private - 1)
+    if num_candidates < 2 * num_private:
+        order = jax.random.permutation(keys[0], num_candidates).astype(jnp.int32)
+        place = jnp.zeros_like(order).at[order].set(identity)
+        shifts = jnp.arange(num_private, dtype=jnp.int32)
+        return order[(place[:, None] + shifts[None, :]) % num_candidates]
+    permute_keys, repair_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    shuffled = jax.vmap(lambda k: jax.random.permutation(k, num_candidates))(permute_keys)
+    columns = [identity]
+    for i in range(num_private - 1):
+        columns.append(_without_repeats(repair_keys[i], columns, shuffled[i].astype(jnp.int32)))
+    return jnp.stack(columns, axis=1)
+
+
+def _without_repeats(
+    key: jax.Array, columns: Sequence[jax.Array], permutation: jax.Array
+) -> jax.Array:
+    """Exchange entries of a permutation until no row repeats an entry of `columns`.
+
+    Every exchange mends one row and breaks none, so this ends after as many rounds as rows were wrong, about
+    one per column whatever the size.
+    """
+    taken = jnp.stack(columns)  # [columns, N]
+
+    def repeats(entries: jax.Array) -> jax.Array:
+        return (taken == entries[None, :]).any(axis=0)
+
+    def exchange(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        entries, turn = carry
+        row = jnp.argmax(repeats(entries))
+        suits_row = ~(taken[:, row, None] == entries[None, :]).any(axis=0)
+        takes_rows_entry = ~(taken == entries[row]).any(axis=0)
+        lottery = jax.random.bits(jax.random.fold_in(key, turn), entries.shape, "uint32")
+        other = jnp.argmax(jnp.where(suits_row & takes_rows_entry, lottery | 1, 0))
+        swapped = entries.at[row].set(entries[other]).at[other].set(entries[row])
+        return swapped, turn + 1
+
+    entries, _ = lax.while_loop(
+        lambda carry: repeats(carry[0]).any(), exchange, (permutation, jnp.uint32(0))
+    )
+    return entries
+
+
+def draw_coefficients(keys: jax.Array, first_words: jax.Array, law: CoefficientLaw) -> jax.Array:
+    """Mixing coefficients of every row, float32 [B, k], within the law's bounds without exception.
+
+    Candidates of a row are tried in order until one is accepted: first those in `first_words`, then those of
+    further rounds under the row's key. Should MAX_ROUNDS rounds not do, which only bounds that leave next
+    to no room can cause, the last candidate is drawn towards the centre of the bounds until it
+    keeps them.
+
+    Args:
+      keys: typed row keys [B]; only children of them are used, the bits in `first_words` may be their own.
+      first_words: uint32 [B, law.words_per_round], random.
+      law: the law.
+    """
+    coefficients, accepted = _first_accepted(first_words, law)
+
+    def redraw(
+        carry: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        turn, kept, done = carry
+        words = prng.row_bits(
+            jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, turn),
+            _CANDIDATES_FACTOR * law.words_per_round,
+        )
+        fresh, fits = _first_accepted(words, law)
+        return turn + 1, jnp.where(done[:, None], kept, fresh), done | fits
+
+    _, coefficients, accepted = lax.while_loop(
+        lambda carry: (carry[0] < MAX_ROUNDS) & ~carry[2].all(),
+        redraw,
+        (jnp.uint32(1), coefficients, accepted),
+    )
+    return jnp.where(accepted[:, None], coefficients, _pull_within(coefficients, law))
+
+
+def _first_accepted(words: jax.Array, law: CoefficientLaw) -> tuple[jax.Array, jax.Array]:
+    """The first candidate of each row within bounds (else its last), and whether there is one."""
+    uniform = ((words >> 8).astype(jnp.float32) + 0.5) * 2.0**-24  # in (0, 1)
+    # sqrt(2) * erf_inv(u) has the law of |N(0,1)|; the factor cancels in the normalisation.
+    folded = lax.erf_inv(uniform).reshape(words.shape[0], -1, law.k)
+    total = sum(
+        folded[:, :, i] for i in range(law.k)
+    )  # written out: one order of addition everywhere
+    candidates = folded / jnp.asarray(total)[:, :, None]
+    fits = _within(candidates, law)
+    fits_or_last = fits.at[:, -1].set(True)
+    chosen = jnp.argmax(fits_or_last, axis=1)
+    return jnp.take_along_axis(candidates, chosen[:, None, None], axis=1)[:, 0], fits.any(axis=1)
+
+
+def private_mass(coefficients: jax.Array, num_private: int) -> jax.Array:
+    """Sum of the leading `num_private` entries of the last axis, added in order."""
+    return jnp.asarray(sum(coefficients[..., i] for i in range(num_private)))
+
+
+def _within(coefficients: jax.Array, law: CoefficientLaw) -> jax.Array:
+    return (
+        (coefficients.max(axis=-1) <= law.max_coefficient)
+        & (private_mass(coefficients, law.num_private) >= law.min_private_mass)
+        & (coefficients[..., 0] >= law.min_own)
+    )
+
+
+def _pull_within(coefficients: jax.Array, law: CoefficientLaw) -> jax.Array:
+    """Move rows towards the centre of the bounds by the smallest of 64 equal steps that suffices."""
+    own = max(1.0 / law.k, law.min_own)
+    # The margin of a few float32 roundings keeps the sum of the private slots above its bound.
+    mass = min(1.0, max(law.num_private / law.k, law.min_private_mass + 1e-6, own))
+    partners = (mass - own) / max(1, law.num_private - 1) if law.num_private > 1 else 0.0
+    public = (1.0 - mass) / max(1, law.k - law.num_private)
+    centre = jnp.array(
+        [own] + [partners] * (law.num_private - 1) + [public] * (law.k - law.num_private)
+    )
+    steps = jnp.linspace(0.0, 1.0, 65)[None, :, None]
+    path = coefficients[:, None, :] * (1 - steps) + centre[None, None, :] * steps
+    fits = _within(path, law).at[:, -1].set(True)
+    return jnp.take_along_axis(path, jnp.argmax(fits, axis=1)[:, None, None], axis=1)[:, 0]
+
+
+def draw_distinct(words: jax.Array, size: int) -> jax.Array:
+    """A uniform random subset per row, by Floyd's algorithm.
+
+    Uniform up to a relative bias of size / 2**32 that the reduction of 32-bit words leaves.
+
+    Args:
+      words: uint32 [B, n], random, one word per element.
+      size: number of things to choose from, n <= size < 2**31.
+
+    Returns:
+      int32 [B, n], distinct values in [0, size).
+    """
+    count = words.shape[1]
+    chosen: list[jax.Array] = []
+    for i in range(count):
+        last = size - count + i
+        pick = (words[:, i] % jnp.uint32(last + 1)).astype(jnp.int32)
+        if chosen:
+            repeated = (jnp.stack(chosen) == pick[None, :]).any(axis=0)
+            pick = jnp.where(repeated, last, pick)
+        chosen.append(pick)
+    return jnp.stack(chosen, axis=1) if chosen else jnp.zeros((words.shape[0], 0), jnp.int32)
+
+
+def mix(coefficients: jax.Array, parts: Sequence[jax.Array]) -> jax.Array:
+    """Weighted sum over slots, float32 [B, ...].
+
+    The sum is written out over the slots. XLA then fuses the gathers that produced the parts, the products
+    and whatever follows into one pass without materialising k copies, and the order of addition, hence
+    every bit of the result, is the same on any number of devices.
+
+    Args:
+      coefficients: float32 [B, k].
+      parts: k arrays [B, ...], of any numeric dtype.
+    """
+    shape = (-1,) + (1,) * (parts[0].ndim - 1)
+    return jnp.asarray(
+        sum(coefficients[:, i].reshape(shape) * p.astype(jnp.float32) for i, p in enumerate(parts))
+    )
