@@ -22,8 +22,8 @@ class NoHiding:
     Attributes:
       num_classes: number of classes; needed where labels are integers.
       mean: per-channel mean of the images in [0, 1] (uint8 divided by 255), or one number.
-      std: per-channel standard deviation, likewise, > 0. The result is (x - mean) / std. With mean and
-        std None, uint8 images become [-1, 1] and float images stay as they are.
+      std: per-channel standard deviation, likewise, > 0. The result is (x - mean) / std. With mean
+        and std None, uint8 images become [-1, 1] and float images stay as they are.
       dtype: dtype of the resulting images, "float32" or "bfloat16".
     """
 
@@ -92,8 +92,8 @@ def affine(
 ) -> tuple[jax.Array, jax.Array]:
     """Scale and offset, float32 [1, 1, 1, channels], that standardise pixels: x * scale + offset.
 
-    Because mixing coefficients sum to 1, applying this once after mixing equals applying it to every
-    image before, and lets pools stay uint8 in memory.
+    Because mixing coefficients sum to 1, applying this once after mixing equals applying it to
+    every image before, and lets pools stay uint8 in memory.
     """
     unit = 255.0 if dtype == jnp.uint8 else 1.0
     if mean is None or std is None:

@@ -30,16 +30,17 @@ class InstaHide(NoHiding):
 
     Attributes:
       k: images in a mixture, >= 2.
-      num_private: how many of them are private, the row's own included; the other k - num_private come
-        from the public pool and never touch the label.
+      num_private: how many of them are private, the row's own included; the other k - num_private
+        come from the public pool and never touch the label.
       max_coefficient: no coefficient exceeds it (c1 of the published code), in [1/k, 1].
       min_private_mass: the private coefficients sum to at least this (c2), in [0, 1).
       min_own_coefficient: the row's own image has at least this, in [0, max_coefficient]; 0 as
         published. For encrypted inference, where only the own image is asked about.
       mask: "sign" flips the sign of every value at random; "abs" releases magnitudes, which
         protects neither more nor less and needs no random signs; "none" is plain Mixup.
-      renormalise_labels: divide labels by the private mass. As published they are not: in cross mode a label
-        sums to the private mass, an example weight that tells an observer the coefficients.
+      renormalise_labels: divide labels by the private mass. As published they are not: in cross
+        mode a label sums to the private mass, an example weight that tells an observer the
+        coefficients.
     """
 
     k: int = 4
@@ -151,35 +152,39 @@ def encrypt(
     """Hide a batch of images: x~ = s * sum_i c_i x_i, label sum over private i of c_i y_i.
 
     A pure function without collectives or host transfers: use it under jit (`scheme` static), vmap,
-    shard_map, pmap and grad. A key must serve one pass only. The same inputs give the same partners,
-    coefficients and masks bit for bit on any number of devices.
+    shard_map, pmap and grad. A key must serve one pass only. The same inputs give the same
+    partners, coefficients and masks bit for bit on any number of devices.
 
     Guarantees: coefficients keep the bounds of `scheme` in every row and follow its law; no mixture
     holds the same image twice; in one pass (rows 0..N-1 over N candidates) every candidate is used
-    exactly `num_private` times; public images never touch a label; signs are unbiased and independent
-    between pixels, rows and keys.
+    exactly `num_private` times; public images never touch a label; signs are unbiased and
+    independent between pixels, rows and keys.
 
     Args:
-      key: a `SecretKey` or typed ChaCha20 key, shape []. Generators of at most 128 bits are refused.
+      key: a `SecretKey` or typed ChaCha20 key, shape []. Generators of at most 128 bits are
+        refused.
       batch: "image" [B, H, W, C], uint8 or float, and "label", integers [B] or soft [B, classes].
-      public_pool: [M, H, W, C] of the dtype of the images, M >= k - num_private; needed in cross mode.
+      public_pool: [M, H, W, C] of the dtype of the images, M >= k - num_private; needed in cross
+        mode.
       scheme: the parameters; `InstaHide.cross()` by default.
-      rows: integers [B], each row's number in the pass, by default 0..B-1. Every secret of a row comes from
-        `fold_in`(key, number), so a row number must not return under the same key: on a mesh pass global
-        numbers, or every device repeats the same masks.
-      private_pool: the candidates for private partners, a dict like `batch` with N entries, of which
-        candidate rows[i] is never drawn as a partner of row i (it is the row's own image, where the
-        pool contains the batch). By default the batch itself.
-      partners: int32 [B, num_private - 1], positions in the candidates, where they were drawn before for a whole
-        pass (`draw_partners`) because drawing them anew per batch would be wasteful.
+      rows: integers [B], each row's number in the pass, by default 0..B-1. Every secret of a row
+        comes from `fold_in`(key, number), so a row number must not return under the same key: on a
+        mesh pass global numbers, or every device repeats the same masks.
+      private_pool: the candidates for private partners, a dict like `batch` with N entries, of
+        which candidate rows[i] is never drawn as a partner of row i (it is the row's own image,
+        where the pool contains the batch). By default the batch itself.
+      partners: int32 [B, num_private - 1], positions in the candidates, where they were drawn
+        before for a whole pass (`draw_partners`) because drawing them anew per batch would be
+        wasteful.
 
     Returns:
-      "image" [B, H, W, C] of `scheme.dtype`, standardised by the scheme's mean and std after mixing, and "label"
-      float32 [B, classes].
+      "image" [B, H, W, C] of `scheme.dtype`, standardised by the scheme's mean and std after
+      mixing, and "label" float32 [B, classes].
 
     Raises:
-      InputError: for a key that is no secret, shapes or dtypes that do not match, a missing or too small
-        public pool, k larger than the candidates, entries of `batch` other than image and label.
+      InputError: for a key that is no secret, shapes or dtypes that do not match, a missing or too
+        small public pool, k larger than the candidates, entries of `batch` other than image and
+        label.
     """
     scheme = InstaHide.cross() if scheme is None else scheme
     typed_key = unwrap(key)
@@ -190,7 +195,8 @@ def encrypt(
     row_parent, partner_parent = jax.random.split(typed_key)
     if partners is None:
         if private_pool is None:
-            # Candidates are this call's own rows; calls that share a key (one per device) part here.
+            # Candidates are this call's own rows; calls that share a key (one per device) part
+            # here.
             position = jnp.arange(size, dtype=jnp.int32)
             partner_parent = jax.random.fold_in(partner_parent, rows[0])
         else:
@@ -211,15 +217,15 @@ def _draw_rows(
 ) -> tuple[MixPlan, jax.Array]:
     """The plan of every row and the random words of its signs, uint32 [B, ceil(values / 32)].
 
-    All words of a row come from one stretch of its key stream: one call of the block function over all
-    rows costs half of what a call per kind of draw does.
+    All words of a row come from one stretch of its key stream: one call of the block function over
+    all rows costs half of what a call per kind of draw does.
     """
     law = scheme.law
     num_sign_words = -(-num_values // 32) if scheme.mask == "sign" else 0
     ends = (law.words_per_round, law.words_per_round + scheme.num_public)
     words = prng.row_bits(keys, ends[1] + num_sign_words)
     plan = MixPlan(
-        private=partners.astype(jnp.int32),
+        partners=partners.astype(jnp.int32),
         public=draw_distinct(words[:, ends[0] : ends[1]], pool_size),
         coefficients=draw_coefficients(keys, words[:, : ends[0]], law),
     )
@@ -242,7 +248,7 @@ def _mixed_images(
         return images.reshape(images.shape[0], -1)
 
     own, pool = flat(batch["image"]), flat(candidates["image"])
-    parts = [own, *(pool[plan.private[:, i]] for i in range(1, scheme.num_private))]
+    parts = [own, *(pool[plan.partners[:, i]] for i in range(scheme.num_partners))]
     if public_pool is not None:
         parts += [flat(public_pool)[plan.public[:, i]] for i in range(scheme.num_public)]
     scale, offset = (
@@ -261,7 +267,8 @@ def random_signs(words: jax.Array, num_values: int) -> jax.Array:
     """One sign per value, float32 [B, num_values] in {-1, +1}, each from one random bit.
 
     Args:
-      words: uint32 [B, ceil(num_values / 32)], random. Bit 31 - j of word w is the sign of value 32 w + j.
+      words: uint32 [B, ceil(num_values / 32)], random. Bit 31 - j of word w is the sign of value 32
+        w + j.
       num_values: signs per row.
     """
     shifts = jnp.arange(32, dtype=jnp.uint32)[None, None, :]
@@ -276,8 +283,8 @@ def random_signs(words: jax.Array, num_values: int) -> jax.Array:
 def _mixed_labels(plan: MixPlan, batch: Batch, candidates: Batch, scheme: InstaHide) -> jax.Array:
     parts = [soft_labels(batch["label"], scheme.num_classes)]
     parts += [
-        soft_labels(candidates["label"][plan.private[:, i]], scheme.num_classes)
-        for i in range(1, scheme.num_private)
+        soft_labels(candidates["label"][plan.partners[:, i]], scheme.num_classes)
+        for i in range(scheme.num_partners)
     ]
     coefficients = plan.coefficients[:, : scheme.num_private]
     if scheme.renormalise_labels:

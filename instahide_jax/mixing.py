@@ -1,7 +1,7 @@
 """Who is mixed with whom and with which coefficients; shared by InstaHide and TextHide.
 
-Every draw that belongs to one row comes from that row's own key, so it does not depend on which device
-holds the row, on how many rows there are, or on the backend.
+Every draw that belongs to one row comes from that row's own key, so it does not depend on which
+device holds the row, on how many rows there are, or on the backend.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,9 @@ from jax import lax
 
 from instahide_jax import prng
 
-# The redraw of coefficients ends after this many rounds of at least 4 candidates each. A law that accepts
-# one candidate in fifty is cut off once in 1e9 rows; the published laws accept one in three or more.
+# The redraw of coefficients ends after this many rounds of at least 4 candidates each. A law that
+# accepts one candidate in fifty is cut off once in 1e9 rows; the published laws accept one in three
+# or more.
 MAX_ROUNDS = 256
 _CANDIDATES_FACTOR = (
     4  # a redraw is for few rows but costs all of them: try several candidates at once
@@ -50,12 +51,13 @@ class MixPlan(NamedTuple):
     """The mixture of every row.
 
     Attributes:
-      private: int32 [B, num_private], positions among the private candidates; column 0 is the row's own.
+      partners: int32 [B, num_private - 1], positions among the private candidates; the row's own
+        image is not listed.
       public: int32 [B, num_public], positions in the public pool.
-      coefficients: float32 [B, k], private slots first; every row sums to 1.
+      coefficients: float32 [B, k], in the order own, partners, public; every row sums to 1.
     """
 
-    private: jax.Array
+    partners: jax.Array
     public: jax.Array
     coefficients: jax.Array
 
@@ -66,8 +68,8 @@ def draw_partners(key: jax.Array, num_candidates: int, num_private: int) -> jax.
     Column 0 is the identity and every other column a random permutation, so each candidate is used
     exactly `num_private` times; no row holds the same candidate twice (the published code lets one
     in about N rows be mixed with itself). Where a fresh permutation repeats a candidate of its row,
-    the entry is exchanged with that of a row drawn uniformly from those where the exchange
-    repeats nothing. With fewer than 2 * num_private candidates such a row need not exist; the columns are
+    the entry is exchanged with that of a row drawn uniformly from those where the exchange repeats
+    nothing. With fewer than 2 * num_private candidates such a row need not exist; the columns are
     then cyclic shifts of one random order.
 
     Args:
@@ -100,8 +102,8 @@ def _without_repeats(
 ) -> jax.Array:
     """Exchange entries of a permutation until no row repeats an entry of `columns`.
 
-    Every exchange mends one row and breaks none, so this ends after as many rounds as rows were wrong, about
-    one per column whatever the size.
+    Every exchange mends one row and breaks none, so this ends after as many rounds as rows were
+    wrong, about one per column whatever the size.
     """
     taken = jnp.stack(columns)  # [columns, N]
 
@@ -127,13 +129,14 @@ def _without_repeats(
 def draw_coefficients(keys: jax.Array, first_words: jax.Array, law: CoefficientLaw) -> jax.Array:
     """Mixing coefficients of every row, float32 [B, k], within the law's bounds without exception.
 
-    Candidates of a row are tried in order until one is accepted: first those in `first_words`, then those of
-    further rounds under the row's key. Should MAX_ROUNDS rounds not do, which only bounds that leave next
-    to no room can cause, the last candidate is drawn towards the centre of the bounds until it
-    keeps them.
+    Candidates of a row are tried in order until one is accepted: first those in `first_words`, then
+    those of further rounds under the row's key. Should MAX_ROUNDS rounds not do, which only bounds
+    that leave next to no room can cause, the last candidate is drawn towards the centre of the
+    bounds until it keeps them.
 
     Args:
-      keys: typed row keys [B]; only children of them are used, the bits in `first_words` may be their own.
+      keys: typed row keys [B]; only children of them are used, the bits in `first_words` may be
+        their own.
       first_words: uint32 [B, law.words_per_round], random.
       law: the law.
     """
@@ -229,9 +232,9 @@ def draw_distinct(words: jax.Array, size: int) -> jax.Array:
 def mix(coefficients: jax.Array, parts: Sequence[jax.Array]) -> jax.Array:
     """Weighted sum over slots, float32 [B, ...].
 
-    The sum is written out over the slots. XLA then fuses the gathers that produced the parts, the products
-    and whatever follows into one pass without materialising k copies, and the order of addition, hence
-    every bit of the result, is the same on any number of devices.
+    The sum is written out over the slots. XLA then fuses the gathers that produced the parts, the
+    products and whatever follows into one pass without materialising k copies, and the order of
+    addition, hence every bit of the result, is the same on any number of devices.
 
     Args:
       coefficients: float32 [B, k].

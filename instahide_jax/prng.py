@@ -1,17 +1,19 @@
 """ChaCha20 as a `jax.random` generator with 256-bit keys, and keys derived by name and number.
 
 The generators that JAX ships are statistical ones with keys of at most 128 bits, and
-`jax.random.key(seed)` keeps 32 bits of its seed. The one published break of InstaHide's pseudo-random
-numbers searched exactly such a 32-bit seed. Everything secret in this package is therefore drawn
-from the ChaCha20 block function (RFC 8439) under a key from the operating system's entropy.
+`jax.random.key(seed)` keeps 32 bits of its seed. The one published break of InstaHide's
+pseudo-random numbers searched exactly such a 32-bit seed. Everything secret in this package is
+therefore drawn from the ChaCha20 block function (RFC 8439) under a key from the operating system's
+entropy.
 
-A key is used in four ways, and word 0 of the nonce tells them apart, so that no two uses ever share a
-block input: `bits` (key stream), `split` and `fold` (child keys) and `seed`. A child key is the first
-half of its block; the parent cannot be computed from it.
+A key is used in four ways, and word 0 of the nonce tells them apart, so that no two uses ever share
+a block input: `bits` (key stream), `split` and `fold` (child keys) and `seed`. A child key is the
+first half of its block; the parent cannot be computed from it.
 
 Two generators share this code and differ in name only: `chacha20` for secrets, which cannot be
-seeded with an integer, and `chacha20_insecure` for experiments, which can (`insecure_key`). The name is part
-of a key's dtype and survives `fold_in` and `split`, so a run on insecure keys stays recognisable.
+seeded with an integer, and `chacha20_insecure` for experiments, which can (`insecure_key`). The
+name is part of a key's dtype and survives `fold_in` and `split`, so a run on insecure keys stays
+recognisable.
 
 The code is not audited for constant time and does not erase keys from memory.
 """
@@ -90,8 +92,9 @@ def chacha20_block(key: Sequence[Any], counter: Any, nonce: Sequence[Any]) -> li
     inputs = [jnp.asarray(w, jnp.uint32) for w in (*_CONSTANTS, *key, counter, *nonce)]
     shape = jnp.broadcast_shapes(*(w.shape for w in inputs))
     state = [jnp.broadcast_to(w, shape) for w in inputs]
-    # Inside shard_map the words of a loop's carry must all vary over the same mesh axes. OR-ing each
-    # with a zero made from all of them gives them one type on every JAX version; XLA folds it away.
+    # Inside shard_map the words of a loop's carry must all vary over the same mesh axes. OR-ing
+    # each with a zero made from all of them gives them one type on every JAX version; XLA folds it
+    # away.
     zero = functools.reduce(lax.bitwise_or, state) & _U32(0)
     state = [w | zero for w in state]
     mixed = lax.fori_loop(0, 10, _double_round, state)

@@ -1,7 +1,7 @@
 """The owner's secret: made from OS entropy, kept in a private file, never shown.
 
-Key hierarchy: secret -> fingerprint of data and configuration -> purpose -> pass -> row. The fingerprint
-makes it impossible for two runs that differ in data or configuration to derive the same
+Key hierarchy: secret -> fingerprint of data and configuration -> purpose -> pass -> row. The
+fingerprint makes it impossible for two runs that differ in data or configuration to derive the same
 one-time key, even from the same secret file: their keys part at the first step.
 """
 
@@ -26,8 +26,8 @@ SECRET_BYTES = 32
 class SecretKey:
     """A typed ChaCha20 key, shape [], that does not print, pickle or copy itself into text.
 
-    It is a pytree with the key as its only leaf, so it passes through `jit`, `vmap` and `shard_map` as
-    an argument. Never close over one: a closed-over key stands in the compiled program in clear.
+    It is a pytree with the key as its only leaf, so it passes through `jit`, `vmap` and `shard_map`
+    as an argument. Never close over one: a closed-over key stands in the compiled program in clear.
     """
 
     __slots__ = ("_key",)
@@ -139,8 +139,8 @@ def read_secret(path: str | Path) -> SecretKey:
     """Read a file of `write_secret`.
 
     Raises:
-      InputError: if the file is missing, is not a file, can be read or written by others (mode & 0o077),
-        or does not hold 64 hexadecimal digits. The content is never quoted.
+      InputError: if the file is missing, is not a file, can be read or written by others (mode &
+        0o077), or does not hold 64 hexadecimal digits. The content is never quoted.
     """
     path = Path(path)
     try:
