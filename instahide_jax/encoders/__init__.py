@@ -1,0 +1,18 @@
+"""Encoders: one configuration dataclass each, chosen by its constructor in a config file."""
+
+from instahide_jax.encoders.base import EncoderConfig, Model, Variables, make_model, num_parameters
+from instahide_jax.encoders.convnet import ConvNet, LeNet5
+from instahide_jax.encoders.resnet import ResNet, ResNet18, WideResNet
+
+__all__ = [
+    "ConvNet",
+    "EncoderConfig",
+    "LeNet5",
+    "Model",
+    "ResNet",
+    "ResNet18",
+    "Variables",
+    "WideResNet",
+    "make_model",
+    "num_parameters",
+]

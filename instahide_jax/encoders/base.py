@@ -1,0 +1,124 @@
+"""What an encoder is, and the one place that knows Flax NNX's split and merge.
+
+An encoder is a frozen dataclass of hyper-parameters with a method `build` that makes an NNX module; the
+module maps images to features. A linear head maps features to logits; schemes that hide features act
+between the two. `make_model` turns both into pure functions on pytrees: modules are split once, so that a
+training step is one `jax.jit` dispatch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from instahide_jax.errors import InputError
+
+Tree = Any  # a pytree of arrays
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Base of all encoder configurations.
+
+    Attributes:
+      dtype: computation dtype, "float32" or "bfloat16"; parameters are always float32.
+    """
+
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"encoder dtype is {self.dtype!r}; choose 'float32' or 'bfloat16'")
+
+    def build(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> nnx.Module:
+        """An NNX module that maps images [B, H, W, C] to features [B, width].
+
+        `image_shape` is (H, W, C). Dropout layers take their `rngs` as an argument of the call; the
+        module is called as module(images, rngs).
+        """
+        raise TypeError(f"{type(self).__name__} does not define build")
+
+
+class Variables(NamedTuple):
+    """What a model computes with.
+
+    Attributes:
+      params: trained by gradients; a dict with "encoder" and "head".
+      stats: running statistics (batch normalisation), updated by the forward pass.
+    """
+
+    params: Tree
+    stats: Tree
+
+
+class Model(NamedTuple):
+    """Pure functions of an encoder with its head.
+
+    Attributes:
+      init: (key) -> Variables.
+      features: (variables, images [B, H, W, C], *, train, dropout_key=None) ->
+        (features [B, width], stats).
+      logits: (params, features) -> float32 [B, classes].
+    """
+
+    init: Callable[[jax.Array], Variables]
+    features: Callable[..., tuple[jax.Array, Tree]]
+    logits: Callable[[Tree, jax.Array], jax.Array]
+
+
+def make_model(
+    config: EncoderConfig, image_shape: tuple[int, int, int], num_classes: int
+) -> Model:
+    """Split an encoder and its linear head into pure functions.
+
+    Args:
+      config: the encoder.
+      image_shape: (height, width, channels).
+      num_classes: logits of the head.
+    """
+
+    def build_encoder(key: jax.Array) -> nnx.Module:
+        return config.build(image_shape, nnx.Rngs(params=key))
+
+    abstract = nnx.eval_shape(lambda: build_encoder(jax.random.key(0)))
+    graphs = {}
+    for train in (True, False):
+        (abstract.train if train else abstract.eval)()
+        graphs[train] = nnx.split(abstract, nnx.Param, nnx.BatchStat)[0]
+
+    def forward(variables: Variables, images: jax.Array, train: bool, key: Any) -> Any:
+        module = nnx.merge(graphs[train], variables.params["encoder"], variables.stats, copy=True)
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        features = module(images.astype(config.dtype), rngs)
+        return features.astype(jnp.float32), nnx.state(module, nnx.BatchStat)
+
+    def init(key: jax.Array) -> Variables:
+        encoder_key, head_key = jax.random.split(key)
+        _, params, stats = nnx.split(build_encoder(encoder_key), nnx.Param, nnx.BatchStat)
+        example = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        variables = Variables({"encoder": params}, stats)
+        features, _ = jax.eval_shape(lambda v, x: forward(v, x, False, None), variables, example)
+        kernel_init = jax.nn.initializers.lecun_normal()
+        head = {
+            "kernel": kernel_init(head_key, (features.shape[-1], num_classes), jnp.float32),
+            "bias": jnp.zeros((num_classes,), jnp.float32),
+        }
+        return Variables({"encoder": params, "head": head}, stats)
+
+    def features(
+        variables: Variables, images: jax.Array, *, train: bool, dropout_key: Any = None
+    ) -> tuple[jax.Array, Tree]:
+        return forward(variables, images, train, dropout_key)
+
+    def logits(params: Tree, features: jax.Array) -> jax.Array:
+        return features @ params["head"]["kernel"] + params["head"]["bias"][None, :]
+
+    return Model(init, features, logits)
+
+
+def num_parameters(params: Tree) -> int:
+    """Trained numbers in a pytree of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

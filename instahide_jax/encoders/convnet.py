@@ -1,0 +1,80 @@
+"""Small encoders for small images: a plain convolutional net and LeNet-5."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+
+from instahide_jax.encoders.base import EncoderConfig
+from instahide_jax.encoders.layers import conv, mean_pool, norm
+from instahide_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class ConvNet(EncoderConfig):
+    """Blocks of 3x3 convolution, batch normalisation and ReLU, 2x2 max-pooling between them.
+
+    Attributes:
+      widths: channels of the blocks; the last is the width of the features.
+    """
+
+    widths: tuple[int, ...] = (32, 64, 128)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.widths or min(self.widths) < 1:
+            raise InputError(f"widths is {self.widths}; give at least one width of at least 1")
+
+    def build(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> nnx.Module:
+        smallest = 2 ** (len(self.widths) - 1)
+        if min(image_shape[:2]) < smallest:
+            raise InputError(
+                f"images of {image_shape[:2]} are too small for {len(self.widths)} blocks; "
+                f"at least {smallest} pixels a side, or fewer widths"
+            )
+        return _ConvNet(self, image_shape[2], rngs)
+
+
+class _ConvNet(nnx.Module):
+    def __init__(self, config: ConvNet, channels: int, rngs: nnx.Rngs):
+        sizes = [channels, *config.widths]
+        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.convs = nnx.List([conv(i, o, 3, dtype=config.dtype, rngs=rngs) for i, o in pairs])
+        self.norms = nnx.List([norm(o, dtype=config.dtype, rngs=rngs) for _, o in pairs])
+
+    def __call__(self, x: jax.Array, rngs: Any = None) -> jax.Array:
+        for i, (convolve, normalise) in enumerate(zip(self.convs, self.norms, strict=True)):
+            if i:
+                x = nnx.max_pool(x, (2, 2), (2, 2))
+            x = nnx.relu(normalise(convolve(x)))
+        return mean_pool(x)
+
+
+@dataclass(frozen=True)
+class LeNet5(EncoderConfig):
+    """LeNet-5 with ReLU and max-pooling: 5x5 convolutions of 6 and 16, dense layers of 120 and 84.
+
+    62,006 parameters with a head of 10 classes at 32x32x3.
+    """
+
+    def build(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> nnx.Module:
+        if min(image_shape[:2]) < 16:
+            raise InputError(f"LeNet-5 needs images of at least 16x16, not {image_shape[:2]}")
+        return _LeNet5(self, image_shape, rngs)
+
+
+class _LeNet5(nnx.Module):
+    def __init__(self, config: LeNet5, image_shape: tuple[int, int, int], rngs: nnx.Rngs):
+        settings: dict[str, Any] = {"dtype": config.dtype, "rngs": rngs}
+        self.conv1 = nnx.Conv(image_shape[2], 6, (5, 5), padding="VALID", **settings)
+        self.conv2 = nnx.Conv(6, 16, (5, 5), padding="VALID", **settings)
+        height, width = (((side - 4) // 2 - 4) // 2 for side in image_shape[:2])
+        self.dense1 = nnx.Linear(height * width * 16, 120, **settings)
+        self.dense2 = nnx.Linear(120, 84, **settings)
+
+    def __call__(self, x: jax.Array, rngs: Any = None) -> jax.Array:
+        x = nnx.max_pool(nnx.relu(self.conv1(x)), (2, 2), (2, 2))
+        x = nnx.max_pool(nnx.relu(self.conv2(x)), (2, 2), (2, 2))
+        x = nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
+        return nnx.relu(self.dense2(x))
