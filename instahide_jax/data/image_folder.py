@@ -1,0 +1,247 @@
+"""A data set from a folder of images: one folder per class, optionally below train/ and test/."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import ExifTags, Image, ImageOps
+from tqdm import tqdm
+
+from instahide_jax.errors import InputError
+
+IMAGE_SUFFIXES = (
+    ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+_SPLITS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
+_HOLD_OUT = 10
+_GRAY_MODES = ("1", "L", "LA", "La")
+# Pillow's modes that convert to 8-bit gray or RGB without clipping.
+EIGHT_BIT_MODES = (*_GRAY_MODES, "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB")
+# Offset of the bit depth in a PNG: signature, length and type of IHDR, width, height.
+_PNG_DEPTH = 24
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image of a split; `key` is unique in it, `stored` tells whether its bytes are kept."""
+
+    path: Path
+    key: str
+    label: int
+    stored: bool
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """What a folder of images holds.
+
+    Attributes:
+        splits: split name -> its images, sorted by class and file name.
+        class_names: the class folders' names, sorted; an image's `label` is an index into it.
+        shape: (height, width, channels); height and width are None where sizes differ.
+        notes: what a user should know: images held out, converted or ignored.
+    """
+
+    splits: Mapping[str, Sequence[ImageFile]]
+    class_names: tuple[str, ...]
+    shape: tuple[int | None, int | None, int]
+    notes: tuple[str, ...]
+
+    def read(self, file: ImageFile) -> bytes:
+        """The image as 8-bit PNG or JPEG with `shape[2]` channels."""
+        data = file.path.read_bytes()
+        if file.stored:
+            return data
+        stream = io.BytesIO()
+        with Image.open(io.BytesIO(data)) as image:
+            upright = ImageOps.exif_transpose(image).convert(_mode(self.shape[2]))
+            upright.save(stream, "PNG")
+        return stream.getvalue()
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What decides how an image is stored."""
+
+    size: tuple[int, int]  # (height, width) of the upright image
+    gray: bool
+    plain: str | None  # mode of the decoded bytes, None where no reader gets them right
+
+
+def read_image_folder(source: Path) -> ImageFolder:
+    """Find and check (decode) all images below `source`.
+
+    Layout: SOURCE/CLASS/**/image, or SOURCE/{train,test,val,validation}/CLASS/**/image with at
+    least `train`. Without a test or validation folder every 10th image of a class (in order of
+    file names; the last one of a smaller class) becomes the split `test`. Hidden files are passed
+    over. 8-bit gray or RGB images in PNG or JPEG are stored byte for byte, all other images are
+    converted to PNG; one colour image makes all of them colour images.
+
+    Raises:
+        InputError: for no images, a single class, classes of the test folder that train lacks,
+            an image that does not decode (named) or has more than 8 bits per channel.
+    """
+    if not source.is_dir():
+        raise InputError(f"--source {source} is no folder")
+    roots = _split_roots(source)
+    listed = {split: _class_files(root) for split, root in roots.items()}
+    class_names = _class_names(listed, roots)
+    ignored = [
+        path
+        for classes in listed.values()
+        for files in classes.values()
+        for path in files
+        if path.suffix.lower() not in IMAGE_SUFFIXES
+    ]
+    images = {
+        split: {name: [f for f in files if f not in set(ignored)] for name, files in c.items()}
+        for split, c in listed.items()
+    }
+    for split, classes in images.items():
+        for name, files in classes.items():
+            if not files:
+                raise InputError(
+                    f"{roots[split] / name} holds no images ({', '.join(IMAGE_SUFFIXES)})"
+                )
+    held_out = len(images) == 1
+    if held_out:
+        images = _hold_out(images["train"], source)
+    return _assemble(source, images, class_names, held_out, ignored)
+
+
+def _visible_folders(folder: Path) -> list[Path]:
+    return sorted(
+        child
+        for child in folder.iterdir()
+        if child.is_dir() and not child.name.startswith((".", "__MACOSX"))
+    )
+
+
+def _split_roots(source: Path) -> dict[str, Path]:
+    """Split name -> folder of class folders."""
+    folders = _visible_folders(source)
+    if not any(folder.name in _SPLITS for folder in folders):
+        return {"train": source}
+    strangers = [folder.name for folder in folders if folder.name not in _SPLITS]
+    if strangers:
+        raise InputError(f"{source} mixes split folders with others: {', '.join(strangers[:5])}")
+    roots = {_SPLITS[folder.name]: folder for folder in folders}
+    if "train" not in roots:
+        raise InputError(f"{source} has {', '.join(f.name for f in folders)} but no train folder")
+    if len(roots) < len(folders):
+        raise InputError(f"{source} has both val and validation; keep one")
+    return {name: roots[name] for name in ("train", "validation", "test") if name in roots}
+
+
+def _class_files(root: Path) -> dict[str, list[Path]]:
+    """Class name -> its visible files, sorted."""
+    return {
+        folder.name: sorted(
+            path
+            for path in folder.rglob("*")
+            if path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        )
+        for folder in _visible_folders(root)
+    }
+
+
+def _class_names(
+    listed: Mapping[str, Mapping[str, object]], roots: Mapping[str, Path]
+) -> tuple[str, ...]:
+    names = tuple(sorted(listed["train"]))
+    if len(names) < 2:
+        found = f"only the folder {names[0]}" if names else "no folders"
+        raise InputError(
+            f"{roots['train']} has {found}; it needs a folder of images for each of two or more "
+            "classes"
+        )
+    for split, classes in listed.items():
+        unknown = sorted(set(classes) - set(names))
+        if unknown:
+            raise InputError(f"{roots[split]} has classes that train lacks: {', '.join(unknown)}")
+        if not classes:
+            raise InputError(f"{roots[split]} has no class folders")
+    return names
+
+
+def _hold_out(classes: Mapping[str, list[Path]], source: Path) -> dict[str, dict[str, list[Path]]]:
+    """Every 10th file of a class for `test`, or its last one, the rest for `train`."""
+    splits: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}}
+    for name, files in classes.items():
+        if len(files) < 2:
+            raise InputError(
+                f"{source / name} holds a single image; a class needs one to train and one to test"
+            )
+        test = files[_HOLD_OUT - 1 :: _HOLD_OUT] or files[-1:]
+        splits["test"][name] = test
+        splits["train"][name] = [file for file in files if file not in set(test)]
+    return splits
+
+
+def _assemble(
+    source: Path,
+    images: Mapping[str, Mapping[str, list[Path]]],
+    class_names: tuple[str, ...],
+    held_out: bool,
+    ignored: Sequence[Path],
+) -> ImageFolder:
+    paths = [path for classes in images.values() for files in classes.values() for path in files]
+    facts = {path: _inspect(path) for path in tqdm(paths, desc="checking", unit="image")}
+    channels = 1 if all(fact.gray for fact in facts.values()) else 3
+    sizes = {fact.size for fact in facts.values()}
+    height, width = sizes.pop() if len(sizes) == 1 else (None, None)
+    splits = {
+        split: tuple(
+            ImageFile(
+                path,
+                f"{split}/{path.relative_to(source)}",
+                class_names.index(name),
+                facts[path].plain == _mode(channels),
+            )
+            for name in class_names
+            for path in classes.get(name, ())
+        )
+        for split, classes in images.items()
+    }
+    notes = []
+    if held_out:
+        notes.append(f"no test folder: every {_HOLD_OUT}th image of a class is held out as test")
+    converted = sum(not file.stored for files in splits.values() for file in files)
+    if converted:
+        notes.append(f"{converted} images converted to 8-bit {_mode(channels)} PNG")
+    if ignored:
+        notes.append(f"{len(ignored)} files ignored that are no images, such as {ignored[0]}")
+    return ImageFolder(splits, class_names, (height, width, channels), tuple(notes))
+
+
+def _mode(channels: int) -> str:
+    return "L" if channels == 1 else "RGB"
+
+
+def _inspect(path: Path) -> _Facts:
+    """Decode an image once, to learn its size and how it must be stored."""
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            deep = image.format == "PNG" and data[_PNG_DEPTH] > 8
+            if deep or image.mode not in EIGHT_BIT_MODES:
+                raise InputError(
+                    f"{path} has more than 8 bits per channel ({image.mode}); "
+                    "convert the images to 8 bits first, with the window that suits them"
+                )
+            image.load()
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            # Of these the readers of array_record (OpenCV, Pillow) make the same pixels.
+            plain = (
+                orientation == 1
+                and "transparency" not in image.info
+                and (image.format == "JPEG" or (image.format == "PNG" and data[_PNG_DEPTH] == 8))
+            )
+            width, height = ImageOps.exif_transpose(image).size
+            return _Facts((height, width), image.mode in _GRAY_MODES, image.mode if plain else None)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read the image {path}: {error}") from error

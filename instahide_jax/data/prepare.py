@@ -1,0 +1,265 @@
+"""Build data sets in the TFDS folder, without TensorFlow wherever the files are at hand.
+
+What is written has TFDS' official name, version and features and is stored as array_record, so
+`tfds.data_source(name, split=..., data_dir=...)` reads it and TensorFlow is never imported.
+"""
+
+import contextlib
+import difflib
+import importlib.util
+import io
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+from tensorflow_datasets.core.download.util import DownloadError
+from tqdm import tqdm
+
+from instahide_jax.data.archives import LabelledImages
+from instahide_jax.data.image_folder import ImageFolder, read_image_folder
+from instahide_jax.data.official import SIZES, Official, read_official
+from instahide_jax.errors import InputError
+
+FILE_FORMAT = "array_record"  # the only format that reads without TensorFlow at random
+_FOLDER_VERSION = "1.0.0"
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+_INSTALL_TENSORFLOW = "pip install -e '.[tfds]'"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set on disk: `path` is NAME/VERSION in the TFDS folder."""
+
+    name: str
+    version: str
+    path: Path
+    sizes: Mapping[str, int]
+    built: bool  # False: it was there already and was left alone
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{split} {size}" for split, size in self.sizes.items())
+        verb = "wrote" if self.built else "already prepared:"
+        notes = "".join(f"; {note}" for note in self.notes)
+        return f"{verb} {self.name} {self.version} ({sizes}) at {self.path}{notes}"
+
+
+def prepare(name: str, source: Path | None = None, data_dir: Path | None = None) -> Prepared:
+    """Build data set `name` in the TFDS folder, unless it is there already.
+
+    Args:
+        name: a TFDS data set (optionally with configuration or version: `glue/sst2`), or with
+            `source` any new name.
+        source: the original files of mnist, fashion_mnist, cifar10 or cifar100 (see
+            `instahide_jax.data.official`), or a folder with one folder of images per class (see
+            `instahide_jax.data.image_folder`). None: TFDS downloads, which takes TensorFlow.
+        data_dir: the TFDS folder; None is TFDS' own default (TFDS_DATA_DIR, or
+            ~/tensorflow_datasets).
+
+    Guarantees: the folder NAME/VERSION appears only when it is whole; a run that is killed leaves
+    at most an `incomplete.*` folder beside it. Equal files give equal records.
+
+    Raises:
+        InputError: for anything wrong with the name, the files, the download or the disk.
+    """
+    root = None if data_dir is None else data_dir.expanduser().absolute()
+    if source is None:
+        return _download(name, root)
+    source = source.expanduser()
+    if name in SIZES:
+        return _prepare_official(name, source, root)
+    return _prepare_folder(name, source, root)
+
+
+def _prepare_official(name: str, source: Path, root: Path | None) -> Prepared:
+    base = tfds.builder_cls(name)
+    path = _data_dir(root) / name / str(base.VERSION)
+    if path.exists():
+        return _already(path)
+    published = {info.filename: info.checksum for info in base.url_infos.values()}
+    data = read_official(name, source, published)
+    sizes = {split: len(part.images) for split, part in data.splits.items()}
+    builder = _official_builder(base, data, path)
+    return _build(builder, sizes, (data.checked,))
+
+
+def _prepare_folder(name: str, source: Path, root: Path | None) -> Prepared:
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"data set name {name!r} must be lower-case words joined by underscores, "
+            "such as chest_xray"
+        )
+    if name in _official_names():
+        raise InputError(
+            f"{name} is an official TFDS data set, and local files are read only for "
+            f"{', '.join(SIZES)}; choose another name for {source}"
+        )
+    path = _data_dir(root) / name / _FOLDER_VERSION
+    if path.exists():
+        return _already(path)
+    folder = read_image_folder(source)
+    sizes = {split: len(files) for split, files in folder.splits.items()}
+    return _build(_folder_builder(name, folder, path), sizes, folder.notes)
+
+
+def _data_dir(root: Path | None) -> Path:
+    return Path(tfds.core.constants.DATA_DIR).expanduser() if root is None else root
+
+
+def _official_names() -> list[str]:
+    # The community's data sets would need the network.
+    return list(tfds.list_builders(with_community_datasets=False))
+
+
+def _already(path: Path) -> Prepared:
+    """Report a data set that is there, after a look whether it can be read."""
+    try:
+        builder = tfds.builder_from_directory(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} exists but is no data set ({error}); remove it or choose another --data-dir"
+        ) from error
+    found = builder.info.file_format.value
+    if found != FILE_FORMAT:
+        raise InputError(
+            f"{path} holds the data set as {found}, which needs TensorFlow to read; "
+            f"remove it or choose another --data-dir to prepare it as {FILE_FORMAT}"
+        )
+    return Prepared(builder.name, str(builder.version), path, _sizes(builder), built=False)
+
+
+def _sizes(builder: Any) -> dict[str, int]:
+    return {name: split.num_examples for name, split in builder.info.splits.items()}
+
+
+def _build(builder: Any, sizes: Mapping[str, int], notes: tuple[str, ...]) -> Prepared:
+    """Write the builder's examples and compare the result with what went in."""
+    _run(builder, quiet=True)
+    written = _sizes(builder)
+    if written != dict(sizes):
+        raise RuntimeError(f"wrote {written} examples of {dict(sizes)}")
+    path = Path(builder.data_dir)
+    return Prepared(builder.name, str(builder.version), path, written, built=True, notes=notes)
+
+
+def _run(builder: Any, *, quiet: bool) -> None:
+    """`download_and_prepare`, with the disk's errors as InputErrors."""
+    hush = contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext()
+    if quiet:
+        tfds.disable_progress_bar()  # the examples bring a progress bar of their own
+    try:
+        with hush:
+            builder.download_and_prepare()
+    except OSError as error:
+        raise InputError(f"cannot prepare {builder.data_dir}: {error}") from error
+    finally:
+        if quiet:
+            tfds.enable_progress_bar()
+
+
+def _official_builder(base: Any, data: Official, path: Path) -> Any:
+    """TFDS' own builder, but fed from memory: name, version and features stay the official ones."""
+
+    class LocalBuilder(base, skip_registration=True):  # type: ignore[call-arg]
+        name = base.name
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            for label, names in data.class_names.items():
+                self.info.features[label].names = names
+            with_id = "id" in self.info.features
+            return {s: _array_examples(s, part, with_id) for s, part in data.splits.items()}
+
+    return LocalBuilder(data_dir=path.parent.parent, file_format=FILE_FORMAT)
+
+
+def _array_examples(
+    split: str, data: LabelledImages, with_id: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    # The running number as key and as id is what TFDS uses: the order on disk comes out the same.
+    for index, image in enumerate(tqdm(data.images, desc=split, unit="image")):
+        example: dict[str, Any] = {"image": encode_png(image)}
+        example |= {label: int(values[index]) for label, values in data.labels.items()}
+        yield index, example | ({"id": f"{split}_{index:05d}"} if with_id else {})
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """uint8 [H, W, 1] or [H, W, 3] -> PNG. TFDS itself would call TensorFlow to encode arrays."""
+    stream = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _folder_builder(name: str, folder: ImageFolder, path: Path) -> Any:
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=folder.shape),
+            "label": tfds.features.ClassLabel(names=list(folder.class_names)),
+        }
+    )
+
+    builder_type: Any = tfds.core.GeneratorBasedBuilder
+
+    class LocalBuilder(builder_type, skip_registration=True):  # type: ignore[call-arg]
+        VERSION = tfds.core.Version(_FOLDER_VERSION)
+
+        def _info(self) -> Any:
+            return tfds.core.DatasetInfo(
+                builder=self, features=features, supervised_keys=("image", "label")
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {split: self._generate_examples(split) for split in folder.splits}
+
+        def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+            for file in tqdm(folder.splits[split], desc=split, unit="image"):
+                yield file.key, {"image": folder.read(file), "label": file.label}
+
+    LocalBuilder.name = name
+    return LocalBuilder(data_dir=path.parent.parent, file_format=FILE_FORMAT)
+
+
+def _download(name: str, root: Path | None) -> Prepared:
+    """TFDS' own download and preparation."""
+    has_tensorflow = importlib.util.find_spec("tensorflow") is not None
+    _check_known(name, has_tensorflow)
+    try:
+        builder = tfds.builder(name, data_dir=root, file_format=FILE_FORMAT)
+    except ValueError as error:
+        raise InputError(f"TFDS cannot build {name!r}: {error}") from error
+    path = Path(builder.data_dir)
+    if path.exists():
+        return _already(path)
+    if not has_tensorflow:
+        local = ", or give its original files with --source" if name in SIZES else ""
+        raise InputError(
+            f"TFDS needs TensorFlow to download and prepare {name}: {_INSTALL_TENSORFLOW}{local}"
+        )
+    manual = builder.data_dir_root / "downloads" / "manual"
+    instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+    if instructions and not manual.exists():
+        raise InputError(f"{name} must be downloaded by hand, into {manual}: {instructions}")
+    try:
+        _run(builder, quiet=False)
+    except (DownloadError, NonMatchingChecksumError) as error:
+        raise InputError(f"the download of {name} failed: {error}") from error
+    return Prepared(builder.name, str(builder.version), path, _sizes(builder), built=True)
+
+
+def _check_known(name: str, has_tensorflow: bool) -> None:
+    """InputError, with the nearest name, unless TFDS has the data set."""
+    base, known = re.split("[/:]", name)[0], _official_names()
+    if base in known:
+        return
+    nearest = difflib.get_close_matches(base, known, n=1)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    if not has_tensorflow:
+        hint += f" (a few, such as glue, need TensorFlow to be listed: {_INSTALL_TENSORFLOW})"
+    raise InputError(
+        f"TFDS has no data set {base!r}{hint or '; for files of your own give --source FOLDER'}"
+    )

@@ -1,0 +1,415 @@
+"""The public pool: unlabelled natural patches, which cross-dataset InstaHide mixes in.
+
+A flat patch (sky, wall) hides little, so a patch is kept only where SIFT finds many keypoints in
+it, as the InstaHide paper does for its ImageNet patches (arXiv 2010.02772, appendix). Nothing
+here is secret: seed, photos and patches are public.
+"""
+
+import fnmatch
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from instahide_jax.data.image_folder import EIGHT_BIT_MODES
+from instahide_jax.errors import InputError
+
+PHOTO_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+# A photo is given up when, after so many tries, a smaller share than this was accepted.
+_FIRST_TRIES = 100
+_MIN_ACCEPTANCE = 0.05
+_LARGEST_SIDE = 8  # of a patch, in test sizes: larger squares bring scenes, not only textures
+_SHEET_SIDE = 10  # patches in a row and in a column of the contact sheet
+
+
+@dataclass(frozen=True)
+class PoolParameters:
+    """How patches are cut and chosen.
+
+    Attributes:
+        size: side of the patches in the pool, in pixels.
+        count: patches in the pool.
+        test_size: side in pixels at which SIFT looks at a patch. Below 128 it finds almost nothing.
+        min_keypoints: a patch is kept with more keypoints than this.
+        seed: decides positions, sizes, flips and order; any integer from 0.
+        channels: 3 (RGB) or 1 (luma).
+        exclude: patterns (as in a shell) of file names, relative to the source, to leave out.
+    """
+
+    size: int = 32
+    count: int = 10_000
+    test_size: int = 128
+    min_keypoints: int = 40
+    seed: int = 0
+    channels: int = 3
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, low in (("size", 1), ("count", 1), ("min_keypoints", 0), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise InputError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.test_size < self.size:
+            raise InputError(f"test_size must be at least size ({self.size}), got {self.test_size}")
+        if self.channels not in (1, 3):
+            raise InputError(f"channels must be 1 or 3, got {self.channels}")
+
+
+@dataclass(frozen=True)
+class PublicPool:
+    """A pool on disk: `shape` is (M, size, size, channels), `per_photo` patches from each photo."""
+
+    path: Path
+    shape: tuple[int, ...]
+    tries: int
+    per_photo: tuple[int, ...]
+    skipped: tuple[str, ...]  # photos too small for a patch
+    built: bool  # False: the same pool was there already and was left alone
+
+    def __str__(self) -> str:
+        used = [accepted for accepted in self.per_photo if accepted]
+        line = (
+            f"{'wrote' if self.built else 'already prepared:'} {self.path} "
+            f"{'x'.join(map(str, self.shape))} uint8: {sum(used)} of {self.tries} patches kept, "
+            f"from {len(used)} photos (at most {max(used)} of one)"
+        )
+        small = f"; {len(self.skipped)} photos are too small" if self.skipped else ""
+        return f"{line}{small}; look at {self.path.with_suffix('.png')}"
+
+
+@dataclass
+class _Photo:
+    """A photo with its random stream and what came of it so far."""
+
+    path: Path
+    name: str
+    sha256: str
+    rng: np.random.Generator
+    tried: int = 0
+    accepted: int = 0
+    too_small: bool = False
+
+    @property
+    def is_live(self) -> bool:
+        enough = self.tried < _FIRST_TRIES or self.accepted >= _MIN_ACCEPTANCE * self.tried
+        return enough and not self.too_small
+
+
+def build_public_pool(
+    source: Path, out: Path, parameters: PoolParameters = PoolParameters()
+) -> PublicPool:
+    """Cut patches from the photos below `source` and save the textured ones.
+
+    A patch is a square at a uniform position with a side between test_size and 8 test_size source
+    pixels (log-uniform; at most the photo's short side), reduced to test_size by area averaging.
+    With more than min_keypoints SIFT keypoints it is kept, reduced to `size` and mirrored with
+    probability 1/2. Every photo gives equally many patches, as far as it has them: one of whose
+    patches fewer than 5 % pass is given up, and the others give more. Patches of one photo may
+    overlap. The pool's order is random.
+
+    Writes:
+        out: uint8 [count, size, size, channels] (.npy).
+        out with suffix .png: 100 of the patches, to look at.
+        out with suffix .json: parameters, photos (name, SHA-256, patches tried and accepted) and
+            the SHA-256 of `out`; written last.
+
+    Guarantees: the same photos, parameters and versions of Pillow and OpenCV give the same bytes.
+    `out` is never half written. A pool of the same photos and parameters is left alone.
+
+    Raises:
+        InputError: for a folder without photos, a photo that does not decode (named), too few
+            textured patches, another pool at `out`, or OpenCV not installed.
+    """
+    keypoints = _keypoint_counter()
+    if out.suffix != ".npy":
+        raise InputError(f"--out must end in .npy, got {out}")
+    photos = _find_photos(source, parameters)
+    described: dict[str, Any] = {
+        "parameters": {**asdict(parameters), "exclude": list(parameters.exclude)},
+        "photos": [{"file": photo.name, "sha256": photo.sha256} for photo in photos],
+    }
+    if out.exists():
+        return _existing(out, described)
+    pool = np.empty(
+        (parameters.count, parameters.size, parameters.size, parameters.channels), np.uint8
+    )
+    _fill(pool, photos, parameters, keypoints, source)
+    np.random.default_rng([parameters.seed, len(photos)]).shuffle(pool)
+    for photo, entry in zip(photos, described["photos"], strict=True):
+        entry |= {"tried": photo.tried, "accepted": photo.accepted, "too_small": photo.too_small}
+    _write(out, pool, described)
+    return _summary(out, pool.shape, described, built=True)
+
+
+def load_public_pool(path: Path, image_shape: tuple[int, ...]) -> np.ndarray:
+    """Open a pool for images of shape `image_shape` = (H, W, C).
+
+    Returns:
+        uint8 [M, H, W, C], memory-mapped and read-only.
+
+    Raises:
+        InputError: when the file is missing, is no such array, or is not the one that the .json
+            beside it describes (a pool without a .json is taken as it is).
+    """
+    height, width, channels = image_shape
+    size = f" --size {height}" if height == width else ""
+    remedy = (
+        "build one with: instahide prepare public-pool --source FOLDER "
+        f"--out {path}{size} --channels {channels}"
+    )
+    try:
+        pool = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"cannot read the public pool {path}: {error}; {remedy}") from error
+    if (
+        not isinstance(pool, np.ndarray)
+        or pool.dtype != np.uint8
+        or pool.ndim != 4
+        or not len(pool)
+    ):
+        found = f"{pool.dtype} {pool.shape}" if isinstance(pool, np.ndarray) else "several arrays"
+        raise InputError(
+            f"the public pool {path} holds {found}; expected uint8 [M, H, W, C]; {remedy}"
+        )
+    if pool.shape[1:] != tuple(image_shape):
+        raise InputError(
+            f"the public pool {path} holds images of {pool.shape[1:]}, the private images are "
+            f"{tuple(image_shape)}; {remedy}"
+        )
+    description = path.with_suffix(".json")
+    if description.exists() and _read_json(description).get("sha256") != _sha256_of(path):
+        raise InputError(f"{description} describes another pool than {path}; remove both; {remedy}")
+    return pool
+
+
+def _keypoint_counter() -> Callable[[np.ndarray], int]:
+    """A function that counts the SIFT keypoints of a uint8 [H, W] image."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise InputError(
+            "SIFT needs OpenCV, which is not installed: pip install -e '.[public-pool]'"
+        ) from error
+    sift = cv2.SIFT.create()
+    return lambda gray: len(sift.detect(gray, None))
+
+
+def _find_photos(source: Path, parameters: PoolParameters) -> list[_Photo]:
+    if not source.is_dir():
+        raise InputError(f"--source {source} is no folder")
+    paths = {
+        path.relative_to(source).as_posix(): path
+        for path in source.rglob("*")
+        if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()
+    }
+    names = sorted(
+        name
+        for name in paths
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in parameters.exclude)
+    )
+    if not names:
+        raise InputError(f"{source} holds no photos ({', '.join(PHOTO_SUFFIXES)})")
+    return [
+        _Photo(
+            paths[name],
+            name,
+            _sha256_of(paths[name]),
+            np.random.default_rng([parameters.seed, index]),
+        )
+        for index, name in enumerate(names)
+    ]
+
+
+def _fill(
+    pool: np.ndarray,
+    photos: Sequence[_Photo],
+    parameters: PoolParameters,
+    keypoints: Callable[[np.ndarray], int],
+    source: Path,
+) -> None:
+    """Fill `pool` in rounds; a round asks every live photo for an equal share of what lacks."""
+    filled = 0
+    with tqdm(total=len(pool), desc="public pool", unit="patch") as progress:
+        while filled < len(pool):
+            live = [photo for photo in photos if photo.is_live]
+            if not live:
+                _raise_too_few(source, photos, filled, parameters)
+            share = math.ceil((len(pool) - filled) / len(live))
+            for photo in live:
+                wanted = min(share, len(pool) - filled)
+                for patch in _patches(photo, wanted, parameters, keypoints):
+                    pool[filled] = patch
+                    filled += 1
+                    progress.update()
+
+
+def _raise_too_few(
+    source: Path, photos: Sequence[_Photo], filled: int, parameters: PoolParameters
+) -> None:
+    small = sum(photo.too_small for photo in photos)
+    tried = sum(photo.tried for photo in photos)
+    raise InputError(
+        f"{source} gave {filled} of {parameters.count} patches: {tried} tried in "
+        f"{len(photos) - small} photos ({small} more are smaller than {parameters.test_size} "
+        f"pixels), and fewer than {_MIN_ACCEPTANCE:.0%} have more than "
+        f"{parameters.min_keypoints} keypoints; add photos with more detail, or lower "
+        "--min-keypoints or --count"
+    )
+
+
+def _patches(
+    photo: _Photo,
+    share: int,
+    parameters: PoolParameters,
+    keypoints: Callable[[np.ndarray], int],
+) -> Iterator[np.ndarray]:
+    """Yield up to `share` patches, uint8 [size, size, channels], while the photo is live."""
+    import cv2
+
+    pixels = _read_photo(photo.path)
+    short_side = min(pixels.shape[:2])
+    photo.too_small = short_side < parameters.test_size
+    wanted = photo.accepted + share
+    while photo.is_live and photo.accepted < wanted:
+        crop, mirror = _random_square(photo.rng, pixels, parameters.test_size)
+        tested = cv2.resize(crop, (parameters.test_size,) * 2, interpolation=cv2.INTER_AREA)
+        gray = cv2.cvtColor(tested, cv2.COLOR_RGB2GRAY)
+        photo.tried += 1
+        if keypoints(gray) <= parameters.min_keypoints:
+            continue
+        photo.accepted += 1
+        chosen = gray if parameters.channels == 1 else tested
+        patch = cv2.resize(chosen, (parameters.size,) * 2, interpolation=cv2.INTER_AREA)
+        patch = patch.reshape(parameters.size, parameters.size, parameters.channels)
+        yield patch[:, ::-1] if mirror else patch
+
+
+def _random_square(
+    rng: np.random.Generator, pixels: np.ndarray, test_size: int
+) -> tuple[np.ndarray, bool]:
+    """A random square of `pixels`, and whether to mirror it. Draws the same numbers every time."""
+    height, width = pixels.shape[:2]
+    largest = min(_LARGEST_SIDE * test_size, height, width)
+    side = round(math.exp(rng.uniform(math.log(test_size), math.log(largest))))
+    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+    return pixels[top : top + side, left : left + side], bool(rng.integers(2))
+
+
+def _read_photo(path: Path) -> np.ndarray:
+    """Decode a photo, upright: uint8 [H, W, 3]."""
+    try:
+        with Image.open(path) as photo:
+            if photo.mode not in EIGHT_BIT_MODES:
+                raise InputError(f"{path} has more than 8 bits per channel; convert it first")
+            return np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read the photo {path}: {error}; remove or replace it") from error
+
+
+def _existing(out: Path, described: dict[str, Any]) -> PublicPool:
+    """The pool at `out`, if it is the very one that is asked for."""
+    found = _read_json(out.with_suffix(".json")) if out.with_suffix(".json").exists() else {}
+    photos = [{k: photo.get(k) for k in ("file", "sha256")} for photo in found.get("photos", [])]
+    same = found.get("parameters") == described["parameters"] and photos == described["photos"]
+    if not same or found.get("sha256") != _sha256_of(out):
+        raise InputError(
+            f"{out} exists and is another pool; remove it with its .json, or choose another --out"
+        )
+    return _summary(out, tuple(found["shape"]), found, built=False)
+
+
+def _summary(
+    out: Path, shape: tuple[int, ...], described: dict[str, Any], *, built: bool
+) -> PublicPool:
+    photos = described["photos"]
+    return PublicPool(
+        path=out,
+        shape=shape,
+        tries=sum(photo["tried"] for photo in photos),
+        per_photo=tuple(photo["accepted"] for photo in photos),
+        skipped=tuple(photo["file"] for photo in photos if photo["too_small"]),
+        built=built,
+    )
+
+
+def _write(out: Path, pool: np.ndarray, described: dict[str, Any]) -> None:
+    """Write the three files, each whole or not at all, and the description last."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(out.with_suffix(".png")) as file:
+            _contact_sheet(pool).save(file, "PNG")
+        with _replacing(out) as file:
+            np.save(file, pool, allow_pickle=False)
+        record = {"shape": list(pool.shape), "sha256": _sha256_of(out), **described}
+        with _replacing(out.with_suffix(".json")) as file:
+            file.write((json.dumps(record, indent=1) + "\n").encode())
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that becomes `path` when the block ends, and vanishes if it fails."""
+    # In the same folder: a rename is atomic only within a file system.
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o666 & ~_umask())  # a temporary file is private, a pool is not
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _umask() -> int:
+    """The process's umask, which the system only tells while it is being set."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _contact_sheet(pool: np.ndarray) -> Image.Image:
+    """Up to 100 evenly spaced patches, three times enlarged."""
+    count = min(len(pool), _SHEET_SIDE**2)
+    chosen = pool[np.linspace(0, len(pool) - 1, count).astype(int)]
+    scale = 3
+    cell = pool.shape[1] * scale + 4
+    sheet = Image.new("RGB", (cell * _SHEET_SIDE, cell * math.ceil(count / _SHEET_SIDE)), "white")
+    for index, patch in enumerate(chosen):
+        row, column = divmod(index, _SHEET_SIDE)
+        picture = Image.fromarray(patch[..., 0] if patch.shape[-1] == 1 else patch)
+        side = picture.width * scale
+        enlarged = picture.resize((side, side), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (column * cell + 2, row * cell + 2))
+    return sheet
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read {path}: {error}; remove it and the pool beside it"
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
+def _sha256_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
