@@ -197,8 +197,8 @@ def decode_image(
 ) -> np.ndarray:
     """Decode an image to uint8 [H, W, C], or to [size, size, C] with `size`.
 
-    With `size` the largest centred square is scaled to size x size (which is: shorter side to
-    `size`, then centre crop) by an antialiased bilinear filter. Orientation tags are ignored.
+    With `size` the shorter side is scaled to it by an antialiased bilinear filter, then the centre
+    is cropped to a square. Orientation tags are ignored.
 
     Args:
       data: an encoded image, the path of one, or pixels already decoded [H, W, C].
