@@ -62,6 +62,11 @@ class NoHiding:
             std=self.std if own_statistics else std,
         )
 
+    def pass_partners(self, key: Any, num_candidates: int) -> jax.Array:
+        """Private partners of all candidates in a pass under `key`, int32 [N, num_partners]."""
+        del key
+        return jnp.zeros((num_candidates, 0), jnp.int32)
+
     def hide_inputs(
         self,
         key: Any,

@@ -117,6 +117,14 @@ class InstaHide(NoHiding):
             self.min_own_coefficient,
         )
 
+    def pass_partners(self, key: Any, num_candidates: int) -> jax.Array:
+        """The partners that `encrypt` draws under `key` from a private pool of this size.
+
+        int32 [N, num_private - 1]; for passes of many calls, so that each need not draw them anew.
+        """
+        _, partner_parent = jax.random.split(unwrap(key))
+        return draw_partners(partner_parent, num_candidates, self.num_private)[:, 1:]
+
     def hide_inputs(
         self,
         key: Any,
@@ -174,7 +182,7 @@ def encrypt(
         which candidate rows[i] is never drawn as a partner of row i (it is the row's own image,
         where the pool contains the batch). By default the batch itself.
       partners: int32 [B, num_private - 1], positions in the candidates, where they were drawn
-        before for a whole pass (`draw_partners`) because drawing them anew per batch would be
+        before for a whole pass (`InstaHide.pass_partners`) because drawing them anew per batch would be
         wasteful.
 
     Returns:

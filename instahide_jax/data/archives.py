@@ -180,23 +180,26 @@ def concatenate(parts: Sequence[LabelledImages]) -> LabelledImages:
     )
 
 
+def _dtype(name: str, align: int, copy: int) -> np.dtype[Any]:
+    """`np.dtype` for the arguments of old pickles, which give 0 and 1 for the two flags."""
+    return np.dtype(name, bool(align), bool(copy))
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Loads containers, strings, numbers and NumPy arrays, and refuses everything else.
 
     A pickle may call any function that it can name, so a downloaded one could run anything. The
-    three names below are all that the CIFAR files need; Python 2 knew them under `numpy.core`.
+    three names below are all that the CIFAR files need.
     """
 
     _ALLOWED: Mapping[tuple[str, str], Any] = {
         ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
+        ("numpy", "dtype"): _dtype,
         # The public way to the function that array pickles name.
-        ("multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            module = "multiarray"
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file needs")
         return self._ALLOWED[module, name]

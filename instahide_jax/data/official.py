@@ -102,6 +102,11 @@ def read_official(name: str, source: Path, published: Mapping[str, str]) -> Offi
     for split, size in SIZES[name].items():
         for label, classes in CLASSES[name].items():
             _check_counts(source, split, data.splits[split].labels[label], size, classes, name)
+    for label, names in data.class_names.items():
+        if len(set(names)) != CLASSES[name][label]:
+            raise InputError(
+                f"{source} names {len(set(names))} classes, but {name} has {CLASSES[name][label]}"
+            )
     return data
 
 

@@ -82,11 +82,16 @@ def _prepare_official(name: str, source: Path, root: Path | None) -> Prepared:
     path = _data_dir(root) / name / str(base.VERSION)
     if path.exists():
         return _already(path)
-    published = {info.filename: info.checksum for info in base.url_infos.values()}
-    data = read_official(name, source, published)
+    data = read_official(name, source, published_sums(name))
     sizes = {split: len(part.images) for split, part in data.splits.items()}
     builder = _official_builder(base, data, path)
     return _build(builder, sizes, (data.checked,))
+
+
+def published_sums(name: str) -> dict[str, str]:
+    """File name -> SHA-256 of what TFDS would download."""
+    urls = tfds.builder_cls(name).url_infos
+    return {info.filename: info.checksum for info in urls.values()}
 
 
 def _prepare_folder(name: str, source: Path, root: Path | None) -> Prepared:
@@ -226,7 +231,7 @@ def _folder_builder(name: str, folder: ImageFolder, path: Path) -> Any:
 
 def _download(name: str, root: Path | None) -> Prepared:
     """TFDS' own download and preparation."""
-    has_tensorflow = importlib.util.find_spec("tensorflow") is not None
+    has_tensorflow = _has_tensorflow()
     _check_known(name, has_tensorflow)
     try:
         builder = tfds.builder(name, data_dir=root, file_format=FILE_FORMAT)
@@ -249,6 +254,10 @@ def _download(name: str, root: Path | None) -> Prepared:
     except (DownloadError, NonMatchingChecksumError) as error:
         raise InputError(f"the download of {name} failed: {error}") from error
     return Prepared(builder.name, str(builder.version), path, _sizes(builder), built=True)
+
+
+def _has_tensorflow() -> bool:
+    return importlib.util.find_spec("tensorflow") is not None
 
 
 def _check_known(name: str, has_tensorflow: bool) -> None:

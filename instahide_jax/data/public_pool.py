@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -360,25 +359,15 @@ def _write(out: Path, pool: np.ndarray, described: dict[str, Any]) -> None:
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that becomes `path` when the block ends, and vanishes if it fails."""
     # In the same folder: a rename is atomic only within a file system.
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())  # a temporary file is private, a pool is not
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
-def _umask() -> int:
-    """The process's umask, which the system only tells while it is being set."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _contact_sheet(pool: np.ndarray) -> Image.Image:

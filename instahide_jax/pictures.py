@@ -1,0 +1,74 @@
+"""Pictures of a run: what was hidden, and how training went."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from instahide_jax.metrics import read_metrics
+
+matplotlib.use("Agg")
+
+
+def save_samples(
+    path: Path, columns: dict[str, np.ndarray], labels: list[str], note: str
+) -> None:
+    """Images side by side, one row per example.
+
+    The picture shows private images: it is for their owner.
+
+    Args:
+      path: of the PNG.
+      columns: title -> float images [N, H, W, C], standardised; each image is stretched to its own
+        range for display.
+      labels: one line of text per row.
+      note: below the picture.
+    """
+    rows = len(labels)
+    figure = Figure(figsize=(2.0 * len(columns) + 2.4, 1.6 * rows + 0.7), layout="constrained")
+    grid = figure.subplots(rows, len(columns), squeeze=False)
+    for c, (title, images) in enumerate(columns.items()):
+        for r in range(rows):
+            axes = grid[r][c]
+            low, high = float(images[r].min()), float(images[r].max())
+            shown = (images[r].astype(np.float32) - low) / max(high - low, 1e-12)
+            axes.imshow(shown.squeeze(-1) if shown.shape[-1] == 1 else shown, cmap="gray")
+            axes.set_axis_off()
+            if not r:
+                axes.set_title(title, fontsize=10)
+            if c == len(columns) - 1:
+                axes.text(1.06, 0.5, labels[r], transform=axes.transAxes, fontsize=8, va="center")
+    figure.supxlabel(note, fontsize=8)
+    _save(figure, path)
+
+
+def save_curves(path: Path, metrics_file: Path, title: str) -> None:
+    """Loss and accuracy over steps, from metrics.jsonl."""
+    lines = read_metrics(metrics_file)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    curves: list[tuple[Any, str, str]] = [
+        (left, "train_loss", "training (hidden)"),
+        (left, "validation_loss", "validation (plain)"),
+        (right, "train_accuracy", "training (hidden, heaviest class)"),
+        (right, "validation_accuracy", "validation (plain)"),
+    ]
+    for axes, name, label in curves:
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axes.plot(*zip(*points, strict=True) if points else ([], []), label=label)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    left.set_ylabel("cross-entropy (nats)")
+    right.set_ylabel("accuracy")
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=110)
+    os.replace(temporary, path)

@@ -1,0 +1,139 @@
+"""The run folder: which experiment it holds, and the secret beside it."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from instahide_jax.config import Experiment, differences, fingerprint, from_json, to_json
+from instahide_jax.errors import InputError
+from instahide_jax.secret import (
+    SecretKey,
+    insecure_secret,
+    read_secret,
+    secret_key,
+    write_secret,
+)
+
+_CONFIG = "config.json"
+_RUN = "run.json"
+
+
+class Run(NamedTuple):
+    """An opened run folder.
+
+    Attributes:
+      folder: where everything but the secret lies.
+      secret: the key of the run, bound to the fingerprint of its data and configuration.
+      resumed: whether the folder held this experiment before.
+    """
+
+    folder: Path
+    secret: SecretKey
+    resumed: bool
+
+
+def default_secret_file(folder: Path) -> Path:
+    """Beside the run folder, not in it: the folder may be copied, the secret stays."""
+    return folder.absolute().with_name(folder.absolute().name + ".secret")
+
+
+def open_run(
+    folder: Path, experiment: Experiment, identities: list[str], secret_file: Path | None
+) -> Run:
+    """Create a run folder, or open that of an earlier start for resuming.
+
+    Args:
+      folder: the run folder.
+      experiment: its configuration.
+      identities: what identifies the data, see `config.fingerprint`.
+      secret_file: None is `default_secret_file`. A new run makes it where it is missing.
+
+    Raises:
+      InputError: if the folder cannot be written, holds another experiment (the differences are
+        listed) or other data, or the secret of a resumed run is missing or readable by others.
+    """
+    mark = fingerprint(experiment, identities, version("instahide-jax"))
+    resumed = _check_same(folder, experiment, mark)
+    _make_writable(folder)
+    if experiment.insecure_seed is not None:
+        secret = insecure_secret(experiment.insecure_seed)
+        kind = f"INSECURE, integer seed {experiment.insecure_seed}: nothing is protected"
+    else:
+        path = secret_file or default_secret_file(folder)
+        if not resumed and not path.exists():
+            write_secret(path, secret_key())
+        secret = read_secret(path)
+        kind = "256 bits from the operating system"
+    if not resumed:
+        described = {
+            "fingerprint": mark.hex(),
+            "secret": kind,
+            "versions": {p: version(p) for p in ("instahide-jax", "jax", "flax", "optax")},
+            "python": platform.python_version(),
+            "devices": [str(device.device_kind) for device in jax.devices()],
+        }
+        write_json(folder / _RUN, described)
+        write_json(folder / _CONFIG, to_json(experiment))  # last: it marks the folder as a run
+    return Run(folder, secret.run(mark), resumed)
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """The experiment of a run folder.
+
+    Raises:
+      InputError: if the folder is no run folder or was written by an incompatible version.
+    """
+    path = folder / _CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder} is no run folder ({_CONFIG} is missing); train there first")
+    return from_json(_read_json(path))
+
+
+def _check_same(folder: Path, experiment: Experiment, mark: bytes) -> bool:
+    """Whether the folder holds exactly this experiment; refuses another one."""
+    path = folder / _CONFIG
+    if not path.exists():
+        return False
+    changed = differences(_read_json(path), to_json(experiment))
+    if changed:
+        raise InputError(
+            f"{folder} holds another experiment ({'; '.join(changed)}); "
+            "use the same settings to resume it, or another --workdir"
+        )
+    if _read_json(folder / _RUN)["fingerprint"] != mark.hex():
+        raise InputError(
+            f"{folder} was started on other data or with another version of instahide-jax; "
+            "its one-time keys must not meet other images: use another --workdir"
+        )
+    return True
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"work folder {folder} cannot be written: {error.strerror}; choose another --workdir"
+        ) from None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}; restore it or start anew") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is whole or absent."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
