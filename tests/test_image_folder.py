@@ -1,0 +1,214 @@
+"""instahide_jax.data.image_folder: splits, classes, and which images are stored as they are."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from instahide_jax.data.image_folder import ImageFolder, read_image_folder
+from instahide_jax.errors import InputError
+
+
+def picture(seed: int, size: tuple[int, int] = (6, 8), channels: int = 3) -> Image.Image:
+    """A random image with `size` = (height, width)."""
+    shape = size if channels == 1 else (*size, channels)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8))
+
+
+def write_classes(root: Path, counts: dict[str, int], **options: int) -> None:
+    for label, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            picture(100 * label + index, **options).save(root / name / f"{index:02d}.png")  # type: ignore[arg-type]
+
+
+def names(folder: ImageFolder, split: str) -> list[str]:
+    return ["/".join(file.path.parts[-2:]) for file in folder.splits[split]]
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_every_tenth_image_of_a_class_is_held_out(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"cat": 21, "ant": 3})
+    folder = read_image_folder(tmp_path)
+    assert folder.class_names == ("ant", "cat")
+    assert names(folder, "test") == ["ant/02.png", "cat/09.png", "cat/19.png"]
+    assert len(names(folder, "train")) == 21
+    assert not set(names(folder, "train")) & set(names(folder, "test"))
+    assert {(f.path.parent.name, f.label) for s in folder.splits.values() for f in s} == {
+        ("ant", 0),
+        ("cat", 1),
+    }
+    assert folder.shape == (6, 8, 3)
+    assert folder.notes == ("no test folder: every 10th image of a class is held out as test",)
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (["train", "test"], ["train", "test"]),
+        (["train", "val"], ["train", "validation"]),
+        (["train", "test", "validation"], ["train", "validation", "test"]),
+        (["train"], ["train", "test"]),
+    ],
+)
+def test_split_folders(folders: list[str], splits: list[str], tmp_path: Path) -> None:
+    for name in folders:
+        write_classes(tmp_path / name, {"a": 2, "b": 3})
+    folder = read_image_folder(tmp_path)
+    assert list(folder.splits) == splits
+    sizes = [len(files) for files in folder.splits.values()]
+    assert sizes == ([3, 2] if folders == ["train"] else [5] * len(folders))
+    assert any("held out" in note for note in folder.notes) == (folders == ["train"])
+
+
+def test_images_below_a_class_folder_and_strangers_in_it(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "a" / "deep").mkdir()
+    picture(1).save(tmp_path / "a" / "deep" / "x.PNG")
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    (tmp_path / "a" / ".hidden.png").write_text("not an image")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "README.md").write_text("beside the classes")
+    folder = read_image_folder(tmp_path)
+    assert folder.class_names == ("a", "b")
+    assert sum(len(files) for files in folder.splits.values()) == 5
+    assert f"1 files ignored that are no images, such as {tmp_path / 'a' / 'notes.txt'}" in (
+        folder.notes
+    )
+
+
+def test_png_and_jpeg_bytes_are_kept(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    jpeg = tmp_path / "a" / "photo.jpeg"
+    picture(5, (9, 4)).save(jpeg)
+    folder = read_image_folder(tmp_path)
+    assert folder.shape == (None, None, 3)
+    for files in folder.splits.values():
+        for file in files:
+            assert folder.read(file) == file.path.read_bytes()
+
+
+def test_gray_images_stay_gray_and_mixed_ones_become_colour(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 3, "b": 3}, channels=1)
+    folder = read_image_folder(tmp_path)
+    assert folder.shape == (6, 8, 1)
+    assert all(file.stored for files in folder.splits.values() for file in files)
+
+    picture(7).save(tmp_path / "a" / "colour.png")
+    folder = read_image_folder(tmp_path)
+    assert folder.shape == (6, 8, 3)
+    gray = next(file for file in folder.splits["train"] if file.path.name == "00.png")
+    decoded = pixels(folder.read(gray))
+    assert decoded.shape == (6, 8, 3)
+    np.testing.assert_array_equal(
+        decoded, np.repeat(pixels(gray.path.read_bytes())[..., None], 3, 2)
+    )
+    assert "6 images converted to 8-bit RGB PNG" in folder.notes
+
+
+def read_single(path: Path) -> tuple[ImageFolder, np.ndarray]:
+    """Read the folder two above `path` and decode what is stored for `path`."""
+    folder = read_image_folder(path.parent.parent)
+    file = next(f for files in folder.splits.values() for f in files if f.path == path)
+    assert not file.stored
+    return folder, pixels(folder.read(file))
+
+
+def test_other_modes_and_formats_are_converted(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 1, "b": 2})
+    original = picture(3)
+    expected = np.asarray(original)
+
+    path = tmp_path / "a" / "z.bmp"
+    original.save(path)
+    np.testing.assert_array_equal(read_single(path)[1], expected)
+    path.unlink()
+
+    path = tmp_path / "a" / "z.png"
+    with_alpha = original.copy()
+    with_alpha.putalpha(Image.new("L", original.size, 7))
+    with_alpha.save(path)
+    np.testing.assert_array_equal(read_single(path)[1], expected)
+
+    original.save(path, transparency=(1, 2, 3))  # OpenCV would decode four channels
+    np.testing.assert_array_equal(read_single(path)[1], expected)
+
+    palette = original.quantize(16)
+    palette.save(path)  # Pillow would decode indices
+    np.testing.assert_array_equal(read_single(path)[1], np.asarray(palette.convert("RGB")))
+
+    Image.new("1", (8, 6), 1).save(path)  # one bit per pixel
+    np.testing.assert_array_equal(read_single(path)[1], np.full((6, 8, 3), 255, np.uint8))
+
+
+def test_rotated_photos_are_turned_upright(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 1, "b": 2})
+    original = picture(3, (6, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    path = tmp_path / "a" / "z.png"
+    original.save(path, exif=exif)
+    folder, decoded = read_single(path)
+    np.testing.assert_array_equal(decoded, np.rot90(np.asarray(original), -1))
+    assert folder.shape == (None, None, 3)  # 8 x 6 among 6 x 8
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_deep_gray_images_are_refused(mode: str, tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 1, "b": 2})
+    path = tmp_path / "a" / ("z.png" if mode == "I;16" else "z.tif")
+    dtype = np.uint16 if mode == "I;16" else np.float32
+    Image.fromarray(np.full((6, 8), 999, dtype)).save(path)
+    with pytest.raises(InputError, match=rf"^{path} has more than 8 bits per channel"):
+        read_image_folder(tmp_path)
+
+
+def test_deep_colour_pngs_are_refused(tmp_path: Path) -> None:
+    import cv2
+
+    write_classes(tmp_path, {"a": 1, "b": 2})
+    path = tmp_path / "a" / "z.png"
+    cv2.imwrite(str(path), np.full((6, 8, 3), 999, np.uint16))
+    with Image.open(path) as image:
+        assert image.mode == "RGB"  # Pillow hides the depth
+    with pytest.raises(InputError, match="more than 8 bits"):
+        read_image_folder(tmp_path)
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    path = tmp_path / "b" / "00.png"
+    whole = path.read_bytes()
+    for data in (b"", b"no image", whole[: len(whole) // 2], whole[:-40] + bytes(40)):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=rf"^cannot read the image {path}: "):
+            read_image_folder(tmp_path)
+
+
+def test_bad_layouts_are_refused(tmp_path: Path) -> None:
+    def refused(name: str, message: str, *trees: tuple[str, dict[str, int]]) -> None:
+        for below, counts in trees:
+            write_classes(tmp_path / name / below, counts)
+        with pytest.raises(InputError, match=message):
+            read_image_folder(tmp_path / name)
+
+    refused("nowhere", "nowhere is no folder")
+    (tmp_path / "empty").mkdir()
+    refused("empty", "empty has no folders; it needs a folder of images for each of two")
+    refused("single", "has only the folder a; it needs", ("", {"a": 3}))
+    refused("no_images", r"no_images/b holds no images \(\.bmp", ("", {"a": 3, "b": 0}))
+    refused("one_image", "one_image/b holds a single image", ("", {"a": 3, "b": 1}))
+    refused("no_train", "has test but no train folder", ("test", {"a": 1, "b": 1}))
+    both = {"a": 1, "b": 1}
+    refused("mixed", "mixes split folders with others: cats", ("train", both), ("cats", both))
+    refused(
+        "two_val", "both val and validation", *((s, both) for s in ("train", "val", "validation"))
+    )
+    refused("new", "new/test has classes that train lacks: c", ("train", both), ("test", {"c": 1}))
+    (tmp_path / "hollow" / "test").mkdir(parents=True)
+    refused("hollow", "hollow/test has no class folders", ("train", both))
