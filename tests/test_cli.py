@@ -1,0 +1,90 @@
+"""The `instahide` command, as users type it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_public_pool import textured
+
+from instahide_jax import cli
+from instahide_jax.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "no command given; choose from .*prepare.*; see instahide --help"),
+        (["prpare", "mnist"], r"unknown command prpare; did you mean prepare\?"),
+        (["xyzzy"], "unknown command xyzzy; see instahide --help"),
+        (["prepare"], "missing NAME; see instahide prepare --help"),
+        (["prepare", "--source", "x"], "missing NAME"),
+        (["prepare", "mnist", "--sorce", "x"], r"unknown option --sorce; did you mean --source\?"),
+        (
+            ["prepare", "mnist", "extra"],
+            "unexpected argument 'extra'; see instahide prepare --help",
+        ),
+        (
+            ["prepare", "public-pool"],
+            "missing --source PATH, --out PATH; see instahide prepare pub",
+        ),
+        (["prepare", "--source", "x", "public-pool"], "put public-pool first"),
+        (
+            ["prepare", "public-pool", "--source", "x", "--out", "p.npy", "--size", "big"],
+            r"--size: invalid literal for int\(\) with base 10: 'big'",
+        ),
+        (
+            ["prepare", "public-pool", "--source", "nowhere", "--out", "p.npy"],
+            "nowhere is no folder",
+        ),
+        (["prepare", "mnist", "--source", "nowhere"], "--source nowhere does not exist"),
+    ],
+)
+def test_bad_usage_is_one_line(argv: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=f"^(--source )?{message}") as caught:
+        cli.run(argv)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["--help"], "instahide prepare public-pool --source FOLDER --out POOL.npy"),
+        (["prepare", "--help"], "--data-dir PATH"),
+        (["prepare", "public-pool", "-h"], "--min-keypoints INT"),
+    ],
+)
+def test_help(argv: list[str], shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.run(argv)
+    assert stop.value.code == 0
+    assert shown in capsys.readouterr().out
+
+
+def test_the_installed_program(tmp_path: Path) -> None:
+    """The real thing, twice: exit codes, stdout and stderr."""
+    (tmp_path / "in").mkdir()
+    textured(0).save(tmp_path / "in" / "a.png")
+    command = [sys.executable, "-W", "error", "-m", "instahide_jax.cli", "prepare", "public-pool"]
+    options = ["--source", "in", "--out", "pool.npy", "--count=9", "--size=8", "--test-size=64"]
+    done = subprocess.run(
+        [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("wrote pool.npy 9x8x8x3 uint8: 9 of ")
+    assert done.stdout.count("\n") == 1
+    assert np.load(tmp_path / "pool.npy").shape == (9, 8, 8, 3)
+
+    wrong = subprocess.run(
+        [*command, *options, "--seeed", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert wrong.returncode == 2
+    assert (wrong.stdout, wrong.stderr) == (
+        "",
+        "error: unknown option --seeed; did you mean --seed?\n",
+    )
