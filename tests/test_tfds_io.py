@@ -357,10 +357,14 @@ def test_labels_out_of_range(copied, tmp_path):
     (copied / "label.labels.txt").unlink()
     with pytest.raises(InputError, match=r"label 2 is 2: must be in \[0, 2\)"):
         load_arrays("tiny", "test", str(copied.parent.parent))
+    with pytest.raises(InputError, match=r"tiny/1\.0\.0\[test\]: label 2 is 2"):
+        read_example(_open(copied, split="test"), 2)
     unknown = [(_pixels(6, 8, 3), 0), (_pixels(6, 8, 3), -1)]  # how TFDS marks a hidden label
     _prepare(tmp_path, "hidden", {"test": unknown}, shape=(6, 8, 3))
     with pytest.raises(InputError, match=r"label 1 is -1: must be in \[0, 3\)"):
         load_arrays("hidden", "test", str(tmp_path))
+    with pytest.raises(InputError, match=r"hidden/1\.0\.0\[test\]: label 1 is -1"):
+        read_example(open_split("hidden", "test", str(tmp_path)), 1)
 
 
 def test_tensorflow_is_never_imported(prepared, tmp_path):
