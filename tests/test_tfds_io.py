@@ -193,7 +193,11 @@ def test_split_identity_covers_content_and_not_the_place(prepared, copied):
 @pytest.mark.parametrize(
     ("name", "split", "words"),
     [
-        ("cifar10", "train", ["not prepared", "`instahide prepare cifar10`", "--source PATH"]),
+        (
+            "cifar10",
+            "train",
+            ["not prepared", "`instahide prepare cifar10 --data-dir ", "--source PATH"],
+        ),
         ("mnist:9.9.9", "train", ["version 9.9.9", "3.0.1"]),
         ("tinny", "train", ["unknown", "did you mean tiny?", "--source PATH"]),
         ("cifar_10", "train", ["unknown", "did you mean cifar10?"]),

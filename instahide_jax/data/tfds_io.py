@@ -206,8 +206,8 @@ def _not_prepared(base: str, name: str, root: Path) -> str:
     official = tfds.list_builders(with_community_datasets=False)
     if base in official:
         return (
-            f"{name} is not prepared in {root}: run `instahide prepare {name}`, or "
-            f"`instahide prepare {name} --source PATH` with files you have"
+            f"{name} is not prepared in {root}: run `instahide prepare {name} --data-dir {root}`, "
+            "with `--source PATH` for files you have"
         )
     patterns = ("*/*/features.json", "*/*/*/features.json")  # NAME/VERSION, NAME/CONFIG/VERSION
     prepared = sorted({path.parts[len(root.parts)] for p in patterns for path in root.glob(p)})
@@ -217,7 +217,7 @@ def _not_prepared(base: str, name: str, root: Path) -> str:
     hint = f"did you mean {near[0]}?" if near else f"prepared are {', '.join(prepared) or 'none'}"
     return (
         f"unknown data set {base!r}, neither prepared in {root} nor known to TFDS: {hint} "
-        f"(`instahide prepare {base} --source PATH` makes one of your own files)"
+        f"(`instahide prepare {base} --source PATH --data-dir {root}` makes one of your files)"
     )
 
 
