@@ -158,6 +158,18 @@ def test_rotated_photos_are_turned_upright(tmp_path: Path) -> None:
     assert folder.shape == (None, None, 3)  # 8 x 6 among 6 x 8
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_shape_is_that_of_upright_images(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for path in (tmp_path / name / f"{i}.jpg" for name in "ab" for i in range(2)):
+        path.parent.mkdir(exist_ok=True)
+        picture(0, (6, 8)).save(path, exif=exif)
+    folder = read_image_folder(tmp_path)
+    assert folder.shape == ((6, 8, 3) if orientation < 5 else (8, 6, 3))
+    assert pixels(folder.read(folder.splits["train"][0])).shape == folder.shape
+
+
 @pytest.mark.parametrize("mode", ["I;16", "F"])
 def test_deep_gray_images_are_refused(mode: str, tmp_path: Path) -> None:
     write_classes(tmp_path, {"a": 1, "b": 2})

@@ -313,6 +313,9 @@ def test_loading(photos: Path, tmp_path: Path) -> None:
         load_public_pool(out, (28, 28, 1))
     for part in ("(8, 8, 3)", "(28, 28, 1)", f"{remedy} --size 28 --channels 1"):
         assert part in str(caught.value)
+    for shape in ((8, 8, 1), (8, 9, 3), (9, 8, 3)):
+        with pytest.raises(InputError, match="the private images are"):
+            load_public_pool(out, shape)
     out.with_suffix(".json").write_text('{"sha256": "of another pool"}')
     with pytest.raises(InputError, match=r"p\.json describes another pool than .*p\.npy"):
         load_public_pool(out, (8, 8, 3))

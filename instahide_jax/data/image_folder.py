@@ -20,6 +20,8 @@ _GRAY_MODES = ("1", "L", "LA", "La")
 EIGHT_BIT_MODES = (*_GRAY_MODES, "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB")
 # Offset of the bit depth in a PNG: signature, length and type of IHDR, width, height.
 _PNG_DEPTH = 24
+# Exif orientations from this one on exchange height and width.
+_FIRST_QUARTER_TURN = 5
 
 
 @dataclass(frozen=True)
@@ -233,13 +235,13 @@ def _inspect(path: Path) -> _Facts:
                 )
             image.load()
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            # Of these the readers of array_record (OpenCV, Pillow) make the same pixels.
+            # Of these, in mode L or RGB, OpenCV and Pillow (TFDS decodes with either) make the same.
             plain = (
-                orientation == 1
+                image.format in ("JPEG", "PNG")
+                and orientation == 1
                 and "transparency" not in image.info
-                and (image.format == "JPEG" or (image.format == "PNG" and data[_PNG_DEPTH] == 8))
             )
-            width, height = ImageOps.exif_transpose(image).size
+            width, height = image.size if orientation < _FIRST_QUARTER_TURN else image.size[::-1]
             return _Facts((height, width), image.mode in _GRAY_MODES, image.mode if plain else None)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
