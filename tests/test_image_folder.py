@@ -200,6 +200,12 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(InputError, match=rf"^cannot read the image {path}: "):
             read_image_folder(tmp_path)
+    path.unlink()
+    photo = tmp_path / "b" / "00.jpg"  # of which Pillow reads the header alone, unless told to
+    picture(0, (200, 200)).save(photo)
+    photo.write_bytes(photo.read_bytes()[:9999])
+    with pytest.raises(InputError, match=rf"^cannot read the image {photo}: "):
+        read_image_folder(tmp_path)
 
 
 def test_bad_layouts_are_refused(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def _inspect(path: Path) -> _Facts:
                 )
             image.load()
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            # Of these, in mode L or RGB, OpenCV and Pillow (TFDS decodes with either) make the same.
+            # OpenCV and Pillow, with which TFDS decodes, read these alike in mode L and RGB.
             plain = (
                 image.format in ("JPEG", "PNG")
                 and orientation == 1
