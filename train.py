@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ from instahide_jax.training import (
     plan_pass,
 )
 
+# For what runs once: optimising it would take longer than running it.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
 
 def main() -> None:
     experiment, workdir, secret_file = parse_command_line(sys.argv[1:])
@@ -67,10 +71,8 @@ def main() -> None:
     seed_key = jax.random.key(experiment.seed)
     keys = jax.device_put(Keys(run.secret, jax.random.fold_in(seed_key, 1)), whole)
     pool = None if public_pool is None else jax.device_put(public_pool, whole)
-    # The initialisation compiles one program per shape; optimising those would take longer than running them.
-    fast_compile = {"xla_backend_optimization_level": 0}
     init = jax.jit(
-        partial(init_state, model, optimizer), out_shardings=whole, compiler_options=fast_compile
+        partial(init_state, model, optimizer), out_shardings=whole, compiler_options=FAST_COMPILE
     )
     checkpoints = Checkpoints(run.folder / "checkpoints")
     state = checkpoints.restore_newest(jax.eval_shape(init, seed_key), whole)
@@ -217,16 +219,11 @@ def save_first_batch(
     pool: Any,
 ) -> None:
     """Picture of the first images: as they are, mixed, and as the encoder sees them."""
-    from dataclasses import replace
-
     schemes = {"original": NoHiding(scheme.num_classes, scheme.mean, scheme.std)}
     if scheme.num_partners or scheme.num_public:
         schemes |= {"mixture": replace(scheme, mask="none"), "encryption": scheme}  # type: ignore[call-arg]
     shown = 8
 
-    def hidden() -> Any: ...
-
-    @jax.jit
     def first(keys: Keys, private: Private, pool: Any) -> Any:
         step = jnp.zeros((), jnp.int32)
         made = {
@@ -235,12 +232,12 @@ def save_first_batch(
         }
         return {t: (b["image"][:shown], b["label"][:shown]) for t, b in made.items()}
 
-    made = jax.device_get(first(keys, private, pool))
+    made = jax.device_get(jax.jit(first, compiler_options=FAST_COMPILE)(keys, private, pool))
     labels = []
-    for row in list(made.values())[-1][1]:
+    for row in made[list(schemes)[-1]][1]:
         heaviest = np.argsort(-row)[:4]
         labels.append("\n".join(f"class {c}: {row[c]:.2f}" for c in heaviest if row[c] > 0))
-    columns = {title: np.asarray(images, np.float32) for title, (images, _) in made.items()}
+    columns = {title: np.asarray(made[title][0], np.float32) for title in schemes}
     save_samples(path, columns, labels, "shows private images: for their owner only")
 
 

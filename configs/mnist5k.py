@@ -1,24 +1,28 @@
 """MNIST-5k: 5,000 real MNIST images that come with the install; nothing to download.
 
     python train.py configs/mnist5k.py
+    python train.py configs/mnist5k.py:vanilla
+
+Variants: default (= inside), vanilla, mixup, inside, cross. Measured accuracies are in README.md.
 """
+
+from typing import Any
 
 from instahide_jax import InstaHide, NoHiding
 from instahide_jax.config import Cosine, Experiment, Sgd
 from instahide_jax.data.sources import Mnist5k, PoolHeldOut
 from instahide_jax.encoders import ConvNet
-from instahide_jax.hiding import NoHiding as Scheme
 
 
-def _experiment(scheme: Scheme, **settings: object) -> Experiment:
+def _experiment(scheme: NoHiding, **settings: Any) -> Experiment:
     return Experiment(
-        data=Mnist5k(),
-        encoder=ConvNet(widths=(32, 64, 128)),
+        data=Mnist5k(validation=200),
+        encoder=ConvNet(widths=(32, 64, 128), strides=(2, 2, 1)),
         scheme=scheme,
         optimizer=Sgd(learning_rate=0.1, weight_decay=5e-4, schedule=Cosine(warmup_epochs=2)),
         epochs=60,
         batch_size=100,
-        **settings,  # type: ignore[arg-type]
+        **settings,
     )
 
 
@@ -28,12 +32,12 @@ def default() -> Experiment:
 
 
 def vanilla() -> Experiment:
-    """Nothing hidden."""
+    """Nothing is hidden."""
     return _experiment(NoHiding())
 
 
 def mixup() -> Experiment:
-    """k=4 mixed without masks: hides nothing."""
+    """Four images mixed without masks; hides nothing."""
     return _experiment(InstaHide.mixup(k=4))
 
 

@@ -59,9 +59,18 @@ class Checkpoints:
             raise InputError(f"no checkpoint in {self._manager.directory}; train first")
         return step
 
-    def restore(self, abstract: Tree, step: int) -> Tree:
-        """The state of one step, in the shapes, dtypes and shardings of `abstract`."""
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    def restore(self, abstract: Tree, step: int, sharding: jax.sharding.Sharding) -> Tree:
+        """The state of one step.
+
+        Args:
+          abstract: pytree of `jax.ShapeDtypeStruct`.
+          step: one of `steps()`.
+          sharding: of every leaf.
+        """
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
+        )
+        return self._manager.restore(step, args=ocp.args.StandardRestore(target))
 
     def restore_newest(self, abstract: Tree, sharding: jax.sharding.Sharding) -> Tree | None:
         """The state of the newest checkpoint that can be read; None where there is none at all.
@@ -69,19 +78,16 @@ class Checkpoints:
         A damaged one is reported and removed, and the one before it is read.
 
         Args:
-          abstract: pytree of `jax.ShapeDtypeStruct`.
-          sharding: of every leaf.
+          abstract: as for `restore`.
+          sharding: as for `restore`.
 
         Raises:
           InputError: if there are checkpoints but none can be read.
         """
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
-        )
         steps = self.steps()
         for step in reversed(steps):
             try:
-                state = self.restore(abstract, step)
+                state = self.restore(abstract, step, sharding)
                 jax.block_until_ready(state)
             except Exception as error:  # Orbax raises a different type for every kind of damage
                 reason = " ".join(str(error).split())[:200]

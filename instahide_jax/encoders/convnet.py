@@ -13,40 +13,43 @@ from instahide_jax.errors import InputError
 
 @dataclass(frozen=True)
 class ConvNet(EncoderConfig):
-    """Blocks of 3x3 convolution, batch normalisation and ReLU, 2x2 max-pooling between them.
+    """Blocks of 3x3 convolution, batch normalisation and ReLU, then global average pooling.
 
     Attributes:
       widths: channels of the blocks; the last is the width of the features.
+      strides: of the blocks' convolutions. Strides instead of max-pooling, because on a CPU the
+        gradient of max-pooling takes as long as that of the convolutions.
     """
 
     widths: tuple[int, ...] = (32, 64, 128)
+    strides: tuple[int, ...] = (2, 2, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.widths or min(self.widths) < 1:
             raise InputError(f"widths is {self.widths}; give at least one width of at least 1")
+        if len(self.strides) != len(self.widths) or min(self.strides) < 1:
+            raise InputError(
+                f"strides is {self.strides}; give one of at least 1 for each of widths {self.widths}"
+            )
 
     def build(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> nnx.Module:
-        smallest = 2 ** (len(self.widths) - 1)
-        if min(image_shape[:2]) < smallest:
-            raise InputError(
-                f"images of {image_shape[:2]} are too small for {len(self.widths)} blocks; "
-                f"at least {smallest} pixels a side, or fewer widths"
-            )
         return _ConvNet(self, image_shape[2], rngs)
 
 
 class _ConvNet(nnx.Module):
     def __init__(self, config: ConvNet, channels: int, rngs: nnx.Rngs):
-        sizes = [channels, *config.widths]
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
-        self.convs = nnx.List([conv(i, o, 3, dtype=config.dtype, rngs=rngs) for i, o in pairs])
-        self.norms = nnx.List([norm(o, dtype=config.dtype, rngs=rngs) for _, o in pairs])
+        inputs = (channels, *config.widths[:-1])
+        self.convs = nnx.List(
+            [
+                conv(i, o, 3, stride=stride, dtype=config.dtype, rngs=rngs)
+                for i, o, stride in zip(inputs, config.widths, config.strides, strict=True)
+            ]
+        )
+        self.norms = nnx.List([norm(o, dtype=config.dtype, rngs=rngs) for o in config.widths])
 
     def __call__(self, x: jax.Array, rngs: Any = None) -> jax.Array:
-        for i, (convolve, normalise) in enumerate(zip(self.convs, self.norms, strict=True)):
-            if i:
-                x = nnx.max_pool(x, (2, 2), (2, 2))
+        for convolve, normalise in zip(self.convs, self.norms, strict=True):
             x = nnx.relu(normalise(convolve(x)))
         return mean_pool(x)
 

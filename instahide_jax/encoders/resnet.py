@@ -25,14 +25,14 @@ class ResNet(EncoderConfig):
         batch normalisation and ReLU, then pre-activation blocks, and no normalisation before
         pooling (11,171,274 parameters with 10 classes and 3 channels). "standard" is the
         post-activation ResNet for CIFAR (11,173,962).
-      stem: "cifar" is a 3x3 convolution; "imagenet" a 7x7 one of stride 2 and a 3x3 max-pooling of stride 2,
-        for images of about 224x224.
+      stem: "cifar" is a 3x3 convolution; "strided" one of stride 2, for a quarter of the work;
+        "imagenet" a 7x7 one of stride 2 and a 3x3 max-pooling of stride 2, for 224x224.
     """
 
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     width: int = 64
     form: Literal["published", "standard"] = "published"
-    stem: Literal["cifar", "imagenet"] = "cifar"
+    stem: Literal["cifar", "strided", "imagenet"] = "cifar"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,8 +42,8 @@ class ResNet(EncoderConfig):
             raise InputError(f"width is {self.width}; it must be at least 1")
         if self.form not in ("published", "standard"):
             raise InputError(f"form is {self.form!r}; choose 'published' or 'standard'")
-        if self.stem not in ("cifar", "imagenet"):
-            raise InputError(f"stem is {self.stem!r}; choose 'cifar' or 'imagenet'")
+        if self.stem not in ("cifar", "strided", "imagenet"):
+            raise InputError(f"stem is {self.stem!r}; choose 'cifar', 'strided' or 'imagenet'")
 
     def build(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> nnx.Module:
         return _ResNet(self, image_shape[2], rngs)
@@ -93,11 +93,9 @@ class _ResNet(nnx.Module):
     def __init__(self, config: ResNet, channels: int, rngs: nnx.Rngs):
         dtype = config.dtype
         block = _PreActivationBlock if config.form == "published" else _PostActivationBlock
-        large = config.stem == "imagenet"
-        self.pool_stem = large
-        self.stem = conv(
-            channels, config.width, 7 if large else 3, stride=2 if large else 1, dtype=dtype, rngs=rngs
-        )
+        self.pool_stem = config.stem == "imagenet"
+        size, stride = {"cifar": (3, 1), "strided": (3, 2), "imagenet": (7, 2)}[config.stem]
+        self.stem = conv(channels, config.width, size, stride=stride, dtype=dtype, rngs=rngs)
         self.stem_norm = norm(config.width, dtype=dtype, rngs=rngs)
         blocks: list[nnx.Module] = []
         inputs = config.width

