@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
-from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-from tensorflow_datasets.core.download.util import DownloadError
-from test_archives import (
+from original_files import (
     CIFAR10_NAMES,
     CIFAR100_SIZES,
     COARSE,
@@ -30,6 +27,9 @@ from test_archives import (
     write_folder,
     write_mnist,
 )
+from PIL import Image
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+from tensorflow_datasets.core.download.util import DownloadError
 
 from instahide_jax.data import prepare as prepare_module
 from instahide_jax.data.prepare import encode_png, prepare, published_sums
