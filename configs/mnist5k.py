@@ -10,6 +10,7 @@ from typing import Any
 
 from instahide_jax import InstaHide, NoHiding
 from instahide_jax.config import Cosine, Experiment, Sgd
+from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import Mnist5k, PoolHeldOut
 from instahide_jax.encoders import ConvNet
 
@@ -19,8 +20,9 @@ def _experiment(scheme: NoHiding, **settings: Any) -> Experiment:
         data=Mnist5k(validation=200),
         encoder=ConvNet(widths=(32, 64, 128), strides=(2, 2, 1)),
         scheme=scheme,
-        optimizer=Sgd(learning_rate=0.1, weight_decay=5e-4, schedule=Cosine(warmup_epochs=2)),
-        epochs=60,
+        augment=Augment(padding=1),
+        optimizer=Sgd(learning_rate=0.2, weight_decay=5e-4, schedule=Cosine(warmup_epochs=2)),
+        epochs=40,
         batch_size=100,
         **settings,
     )
