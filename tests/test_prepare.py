@@ -311,6 +311,9 @@ def test_unknown_and_manual_data_sets(name: str, message: str, tmp_path: Path) -
     with pytest.raises(InputError, match=message):
         prepare(name, None, tmp_path / "tfds")
     assert not (tmp_path / "tfds").exists()
+    (tmp_path / "tfds" / "downloads" / "manual").mkdir(parents=True)  # there, but empty
+    with pytest.raises(InputError, match=message):
+        prepare(name, None, tmp_path / "tfds")
 
 
 @pytest.mark.usefixtures("no_tensorflow")
@@ -327,10 +330,10 @@ def test_a_download_needs_tensorflow(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (DownloadError("Failed to get url"), r"^the download of mnist failed: Failed to get url$"),
-        (NonMatchingChecksumError("bad\nsum"), r"^the download of mnist failed: bad\nsum$"),
-        (ConnectionError("no route"), r"^cannot prepare .*mnist/3\.0\.1: no route$"),
-        (OSError(28, "No space left"), r"^cannot prepare .*No space left$"),
+        (DownloadError("no url"), r"^the download of mnist failed: no url; try again, or give its"),
+        (NonMatchingChecksumError("bad\nsum"), r"^the download of mnist failed: bad\nsum; try ag"),
+        (ConnectionError("no route"), r"^cannot prepare .*mnist/3\.0\.1: no route; check network"),
+        (OSError(28, "No space left"), r"^cannot prepare .*No space left; check network and disk"),
     ],
 )
 def test_a_failed_download_is_one_line(

@@ -154,7 +154,7 @@ def _build(builder: Any, sizes: Mapping[str, int], notes: tuple[str, ...]) -> Pr
 
 
 def _run(builder: Any, *, quiet: bool) -> None:
-    """`download_and_prepare`, with the disk's errors as InputErrors."""
+    """`download_and_prepare`, with the errors of disk and network as InputErrors."""
     hush = contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext()
     if quiet:
         tfds.disable_progress_bar()  # the examples bring a progress bar of their own
@@ -240,19 +240,21 @@ def _download(name: str, root: Path | None) -> Prepared:
     path = Path(builder.data_dir)
     if path.exists():
         return _already(path)
+    local = ", or give its original files with --source" if name in SIZES else ""
     if not has_tensorflow:
-        local = ", or give its original files with --source" if name in SIZES else ""
         raise InputError(
             f"TFDS needs TensorFlow to download and prepare {name}: {_INSTALL_TENSORFLOW}{local}"
         )
     manual = builder.data_dir_root / "downloads" / "manual"
     instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
-    if instructions and not manual.exists():
+    if instructions and not (manual.exists() and any(manual.iterdir())):
         raise InputError(f"{name} must be downloaded by hand, into {manual}: {instructions}")
     try:
         _run(builder, quiet=False)
     except (DownloadError, NonMatchingChecksumError) as error:
-        raise InputError(f"the download of {name} failed: {error}") from error
+        raise InputError(f"the download of {name} failed: {error}; try again{local}") from error
+    except InputError as error:
+        raise InputError(f"{error}; check network and disk{local}") from error
     return Prepared(builder.name, str(builder.version), path, _sizes(builder), built=True)
 
 
