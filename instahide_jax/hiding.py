@@ -80,9 +80,9 @@ class NoHiding:
         """Images [B, H, W, C] and soft labels [B, classes] as the encoder sees them."""
         del key, public_pool, rows, private_pool, partners
         image = batch["image"].astype(jnp.float32)
-        scale, offset = affine(self.mean, self.std, batch["image"].dtype)
+        shift, scale = affine(self.mean, self.std, batch["image"].dtype)
         return {
-            "image": (image * scale + offset).astype(self.dtype),
+            "image": ((image + shift) * scale).astype(self.dtype),
             "label": soft_labels(batch["label"], self.num_classes),
         }
 
@@ -95,7 +95,7 @@ class NoHiding:
 def affine(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, dtype: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Scale and offset, float32 [1, 1, 1, channels], that standardise pixels: x * scale + offset.
+    """Shift and scale, float32 [1, 1, 1, channels], that standardise pixels: (x + shift) * scale.
 
     Because mixing coefficients sum to 1, applying this once after mixing equals applying it to
     every image before, and lets pools stay uint8 in memory.
@@ -104,7 +104,7 @@ def affine(
     if mean is None or std is None:
         mean, std = ((0.5,), (0.5,)) if dtype == jnp.uint8 else ((0.0,), (1.0,))
     mean_, std_ = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, -1) for v in (mean, std))
-    return 1.0 / (unit * std_), -mean_ / std_
+    return -unit * mean_, 1.0 / (unit * std_)
 
 
 def soft_labels(labels: jax.Array, num_classes: int | None) -> jax.Array:

@@ -259,11 +259,12 @@ def _mixed_images(
     parts = [own, *(pool[plan.partners[:, i]] for i in range(scheme.num_partners))]
     if public_pool is not None:
         parts += [flat(public_pool)[plan.public[:, i]] for i in range(scheme.num_public)]
-    scale, offset = (
+    shift, scale = (
         flat(jnp.broadcast_to(x, (1, *shape[1:])))
         for x in affine(scheme.mean, scheme.std, batch["image"].dtype)
     )
-    image = mix(plan.coefficients, parts) * scale + offset
+    # Addition first: a product followed by an addition may round once or twice (see `mix`).
+    image = (mix(plan.coefficients, parts) + shift) * scale
     if scheme.mask == "sign":
         image = image * random_signs(sign_words, image.shape[1])
     elif scheme.mask == "abs":

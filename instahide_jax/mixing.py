@@ -5,10 +5,12 @@ device holds the row, on how many rows there are, or on the backend.
 """
 
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from instahide_jax import prng
@@ -161,15 +163,41 @@ def draw_coefficients(keys: jax.Array, first_words: jax.Array, law: CoefficientL
     return jnp.where(accepted[:, None], coefficients, _pull_within(coefficients, law))
 
 
+def _half_normal_table() -> tuple[np.ndarray, np.ndarray]:
+    """Quantiles of |N(0, 1)| in units of 2**-20, and the steps between them, int32 [32 * 128].
+
+    There are 128 cells per octave of the probability of a larger value, from 1 down to 2**-32.
+    """
+    tails = [2.0 ** -(octave + 1) * (1 + i / 128) for octave in range(32) for i in range(129)]
+    quantiles = [round(-NormalDist().inv_cdf(tail / 2) * 2**20) for tail in tails]
+    octaves = np.array(quantiles, np.int32).reshape(32, 129)
+    return octaves[:, :-1].ravel(), np.diff(octaves, axis=1).ravel()
+
+
+_QUANTILES, _QUANTILE_STEPS = _half_normal_table()
+
+
+def _half_normal(words: jax.Array) -> jax.Array:
+    """|N(0, 1)| from 32 random bits: uint32 in units of 2**-20, at least 1, exact to 5e-6.
+
+    A word over 2**32 is the probability of a larger value. The arithmetic is that of integers: XLA
+    evaluates erf_inv otherwise in the vectorised part of a loop than in its remainder, so that
+    the last bits of a row would depend on how many rows its device holds.
+    """
+    words = words | jnp.uint32(1)
+    octave = lax.clz(words)
+    rest = words << octave << jnp.uint32(1)  # the bits below the leading one
+    cell = (octave * jnp.uint32(128) + (rest >> jnp.uint32(25))).astype(jnp.int32)
+    share = ((rest >> jnp.uint32(9)) & jnp.uint32(0xFFFF)).astype(jnp.int32)  # of 2**16
+    steps = (jnp.asarray(_QUANTILE_STEPS)[cell] * share) >> 16
+    return (jnp.asarray(_QUANTILES)[cell] + steps).astype(jnp.uint32) | jnp.uint32(1)
+
+
 def _first_accepted(words: jax.Array, law: CoefficientLaw) -> tuple[jax.Array, jax.Array]:
     """The first candidate of each row within bounds (else its last), and whether there is one."""
-    uniform = ((words >> 8).astype(jnp.float32) + 0.5) * 2.0**-24  # in (0, 1)
-    # sqrt(2) * erf_inv(u) has the law of |N(0,1)|; the factor cancels in the normalisation.
-    folded = lax.erf_inv(uniform).reshape(words.shape[0], -1, law.k)
-    total = sum(
-        folded[:, :, i] for i in range(law.k)
-    )  # written out: one order of addition everywhere
-    candidates = folded / jnp.asarray(total)[:, :, None]
+    folded = _half_normal(words).reshape(words.shape[0], -1, law.k)
+    total = folded.sum(axis=-1, keepdims=True, dtype=jnp.uint32)
+    candidates = folded.astype(jnp.float32) / total.astype(jnp.float32)
     fits = _within(candidates, law)
     fits_or_last = fits.at[:, -1].set(True)
     chosen = jnp.argmax(fits_or_last, axis=1)
@@ -190,17 +218,19 @@ def _within(coefficients: jax.Array, law: CoefficientLaw) -> jax.Array:
 
 
 def _pull_within(coefficients: jax.Array, law: CoefficientLaw) -> jax.Array:
-    """Move rows towards the centre of the bounds by the smallest of 64 equal steps that suffices."""
-    own = max(1.0 / law.k, law.min_own)
+    """Move rows towards the centre of the bounds, by halves of the way, until they keep them."""
     # The margin of a few float32 roundings keeps the sum of the private slots above its bound.
-    mass = min(1.0, max(law.num_private / law.k, law.min_private_mass + 1e-6, own))
-    partners = (mass - own) / max(1, law.num_private - 1) if law.num_private > 1 else 0.0
+    mass = max(law.num_private / law.k, law.min_private_mass + 1e-6, law.min_own)
+    mass = min(mass, law.num_private * law.max_coefficient, 1.0)
+    own = max(law.min_own, mass / law.num_private)
+    partners = (mass - own) / max(1, law.num_private - 1)
     public = (1.0 - mass) / max(1, law.k - law.num_private)
     centre = jnp.array(
         [own] + [partners] * (law.num_private - 1) + [public] * (law.k - law.num_private)
-    )
-    steps = jnp.linspace(0.0, 1.0, 65)[None, :, None]
-    path = coefficients[:, None, :] * (1 - steps) + centre[None, None, :] * steps
+    )[None, None, :]
+    # Powers of two, because a product that rounds would not round alike in every loop (see `mix`).
+    shares = np.append(0.5 ** np.arange(1, 21), 0).astype(np.float32)[None, :, None]
+    path = centre + (coefficients[:, None, :] - centre) * shares
     fits = _within(path, law).at[:, -1].set(True)
     return jnp.take_along_axis(path, jnp.argmax(fits, axis=1)[:, None, None], axis=1)[:, 0]
 
@@ -233,14 +263,22 @@ def mix(coefficients: jax.Array, parts: Sequence[jax.Array]) -> jax.Array:
     """Weighted sum over slots, float32 [B, ...].
 
     The sum is written out over the slots. XLA then fuses the gathers that produced the parts, the
-    products and whatever follows into one pass without materialising k copies, and the order of
-    addition, hence every bit of the result, is the same on any number of devices.
+    products and whatever follows into one pass without materialising k copies.
+
+    Every bit of the result is the same on any number of devices. For that the order of addition is
+    fixed, and every product is multiplied by a one that the compiler cannot see through: it may
+    fuse a product with the addition that follows, without rounding in between, and does so in some
+    loops and not in others. Fusing the exact product with one changes nothing.
 
     Args:
       coefficients: float32 [B, k].
       parts: k arrays [B, ...], of any numeric dtype.
     """
     shape = (-1,) + (1,) * (parts[0].ndim - 1)
+    one = (coefficients[:, 0] >= 0).astype(jnp.float32).reshape(shape)
     return jnp.asarray(
-        sum(coefficients[:, i].reshape(shape) * p.astype(jnp.float32) for i, p in enumerate(parts))
+        sum(
+            coefficients[:, i].reshape(shape) * part.astype(jnp.float32) * one
+            for i, part in enumerate(parts)
+        )
     )
