@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -60,6 +60,43 @@ class PublicPoolArguments:
     """Patterns of files to leave out, such as 'abstract/*' (paths relative to the source)."""
 
 
+@dataclass(frozen=True)
+class EncryptArguments:
+    """Hide a data set and write encrypted images with soft labels.
+
+    Released encryptions have been attacked with success: read docs/threat_model.md first.
+    """
+
+    source: Annotated[str, tyro.conf.Positional]
+    """Name of a prepared TFDS data set, a .npz file with "image" and "label", or a folder with one
+    folder of images per class."""
+    out: Path
+    """The file to write: .npz with image, label and description, or .npy with the images, beside it
+    .labels.npy and .json."""
+    secret_file: Path
+    """The secret of mode 0600; made where it does not exist. Keep it, and keep it private."""
+    mode: Literal["inside", "cross"] = "inside"
+    """Mix private images only, or two private ones with public ones."""
+    k: int | None = None
+    """Images in a mixture. Default: 4 inside, 6 cross."""
+    public_pool: Path | None = None
+    """The .npy file of `instahide prepare public-pool`, for cross."""
+    passes: int = 1
+    """Encryptions of every image."""
+    mask: Literal["sign", "abs", "none"] = "sign"
+    """Random signs, or absolute values, or nothing (which hides nothing)."""
+    renormalise_labels: bool = False
+    """Let cross labels sum to 1."""
+    split: str = "train"
+    """Split of a TFDS data set."""
+    data_dir: str | None = None
+    """Folder of TFDS data sets. Default: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    size: int | None = None
+    """Side in pixels to which the images of a folder are resized; needed where their sizes differ."""
+    batch_size: int = 1024
+    """Encryptions made at once; bounds the memory."""
+
+
 def prepare_command(arguments: PrepareArguments) -> None:
     """Build one data set and print one line about it."""
     if arguments.name == "public-pool":
@@ -96,12 +133,20 @@ class Command:
     usage: str
 
 
+def encrypt_command(arguments: EncryptArguments) -> None:
+    """Hide one data set and print one line about it."""
+    from instahide_jax.encrypt_command import encrypt
+
+    encrypt(arguments)
+
+
 # One word or two; the longest name that the command line starts with is meant.
 COMMANDS = {
     "prepare": Command(PrepareArguments, prepare_command, "NAME [--source PATH]"),
     "prepare public-pool": Command(
         PublicPoolArguments, public_pool_command, "--source FOLDER --out POOL.npy"
     ),
+    "encrypt": Command(EncryptArguments, encrypt_command, "SOURCE --out FILE --secret-file FILE"),
 }
 
 

@@ -1,0 +1,75 @@
+"""`instahide encrypt`: from a data set to a file of encryptions."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from instahide_jax.config import to_json
+from instahide_jax.data.embedded import Arrays, arrays_from_folder, arrays_from_npz
+from instahide_jax.data.public_pool import load_public_pool
+from instahide_jax.data.sources import measure_statistics
+from instahide_jax.data.tfds_io import load_arrays
+from instahide_jax.encrypt_files import check_output, encrypt_dataset, write_encrypted
+from instahide_jax.errors import InputError
+from instahide_jax.instahide import InstaHide
+from instahide_jax.secret import read_secret, secret_key, write_secret
+
+if TYPE_CHECKING:
+    from instahide_jax.cli import EncryptArguments
+
+
+def encrypt(arguments: "EncryptArguments") -> None:
+    """Carry out `instahide encrypt`.
+
+    Raises:
+      InputError: for data, pool, secret or output that cannot be used.
+    """
+    out = arguments.out.expanduser()
+    check_output(out)
+    settings: dict[str, Any] = {
+        "mask": arguments.mask,
+        "renormalise_labels": arguments.renormalise_labels,
+    }
+    if arguments.k is not None:
+        settings["k"] = arguments.k
+    make = InstaHide.inside if arguments.mode == "inside" else InstaHide.cross
+    scheme = make(**settings)
+    data = _load(arguments)
+    scheme = scheme.for_data(data.num_classes, *measure_statistics(data.images))
+    pool = None
+    if scheme.num_public:
+        if arguments.public_pool is None:
+            raise InputError("cross needs a public pool; pass --public-pool FILE.npy")
+        pool = load_public_pool(arguments.public_pool, data.images.shape[1:])
+    secret_file = arguments.secret_file.expanduser()
+    if not secret_file.exists():
+        write_secret(secret_file, secret_key())
+    batches = encrypt_dataset(
+        read_secret(secret_file),
+        {"image": data.images, "label": data.labels},
+        pool,
+        scheme=scheme,
+        passes=arguments.passes,
+        batch_size=arguments.batch_size,
+    )
+    total = arguments.passes * len(data.labels)
+    described = {
+        "scheme": to_json(scheme),
+        "passes": arguments.passes,
+        "class_names": list(data.class_names),
+        "instahide_jax": version("instahide-jax"),
+    }
+    write_encrypted(out, batches, total, described)
+    shape = "x".join(map(str, data.images.shape[1:]))
+    print(f"{out}: {total:,} encryptions of {len(data.labels):,} images of {shape}")
+
+
+def _load(arguments: "EncryptArguments") -> Arrays:
+    path = Path(arguments.source).expanduser()
+    if path.suffix == ".npz":
+        return arrays_from_npz(path)
+    if path.is_dir():
+        return arrays_from_folder(path, arguments.size)
+    if path.suffix or len(path.parts) > 2:  # a TFDS name is "name" or "name/config"
+        raise InputError(f"{path} does not exist; give a TFDS name, a .npz file or a folder")
+    return load_arrays(arguments.source, arguments.split, arguments.data_dir)
