@@ -74,12 +74,6 @@ class InstaHide(NoHiding):
                 f"min_own_coefficient is {self.min_own_coefficient}; "
                 f"it must lie in [0, max_coefficient={self.max_coefficient}]"
             )
-        mass_beside = self.min_own_coefficient + (self.num_private - 1) * self.max_coefficient
-        if self.num_private == self.k and mass_beside < 1:
-            raise InputError(
-                f"max_coefficient is {self.max_coefficient}: too small for {self.k} images beside "
-                f"min_own_coefficient {self.min_own_coefficient}; raise it"
-            )
         if self.mask not in ("sign", "abs", "none"):
             raise InputError(f"mask is {self.mask!r}; choose 'sign', 'abs' or 'none'")
 
@@ -197,7 +191,7 @@ def encrypt(
     scheme = InstaHide.cross() if scheme is None else scheme
     typed_key = unwrap(key)
     candidates = batch if private_pool is None else private_pool
-    _check(batch, candidates, public_pool, scheme)
+    _check(batch, candidates, public_pool, scheme, partners)
     size = batch["image"].shape[0]
     rows = jnp.arange(size) if rows is None else rows
     row_parent, partner_parent = jax.random.split(typed_key)
@@ -231,11 +225,12 @@ def _draw_rows(
     law = scheme.law
     num_sign_words = -(-num_values // 32) if scheme.mask == "sign" else 0
     ends = (law.words_per_round, law.words_per_round + scheme.num_public)
-    words = prng.row_bits(keys, ends[1] + num_sign_words)
+    num_words = ends[1] + num_sign_words
+    words = prng.row_bits(keys, num_words)
     plan = MixPlan(
         partners=partners.astype(jnp.int32),
         public=draw_distinct(words[:, ends[0] : ends[1]], pool_size),
-        coefficients=draw_coefficients(keys, words[:, : ends[0]], law),
+        coefficients=draw_coefficients(keys, words[:, : ends[0]], law, prng.blocks_of(num_words)),
     )
     return plan, words[:, ends[1] :]
 
@@ -302,7 +297,11 @@ def _mixed_labels(plan: MixPlan, batch: Batch, candidates: Batch, scheme: InstaH
 
 
 def _check(
-    batch: Batch, candidates: Batch, public_pool: jax.Array | None, scheme: InstaHide
+    batch: Batch,
+    candidates: Batch,
+    public_pool: jax.Array | None,
+    scheme: InstaHide,
+    partners: jax.Array | None,
 ) -> None:
     """Everything that shapes and dtypes can tell, hence also while tracing."""
     for name, part in (("batch", batch), ("private_pool", candidates)):
@@ -336,7 +335,7 @@ def _check(
             "distinct ones"
         )
     num_candidates = candidates["image"].shape[0]
-    if num_candidates < scheme.num_private:
+    if partners is None and num_candidates < scheme.num_private:
         raise InputError(
             f"{scheme.num_private} private images are to be mixed but there are {num_candidates} "
             "candidates; lower k, or give a larger batch or private_pool"

@@ -85,80 +85,84 @@ def draw_partners(key: jax.Array, num_candidates: int, num_private: int) -> jax.
     identity = jnp.arange(num_candidates, dtype=jnp.int32)
     if num_private == 1:
         return identity[:, None]
-    keys = jax.random.split(key, num_private - 1)
+    shuffle_key, repair_key = jax.random.split(key)
     if num_candidates < 2 * num_private:
-        order = jax.random.permutation(keys[0], num_candidates).astype(jnp.int32)
+        order = jax.random.permutation(shuffle_key, identity)
         place = jnp.zeros_like(order).at[order].set(identity)
         shifts = jnp.arange(num_private, dtype=jnp.int32)
         return order[(place[:, None] + shifts[None, :]) % num_candidates]
-    permute_keys, repair_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    shuffled = jax.vmap(lambda k: jax.random.permutation(k, num_candidates))(permute_keys)
-    columns = [identity]
-    for i in range(num_private - 1):
-        columns.append(_without_repeats(repair_keys[i], columns, shuffled[i].astype(jnp.int32)))
-    return jnp.stack(columns, axis=1)
+    # Sorting by 64 random bits: unlike jax.random.permutation one draw for all columns, which
+    # compiles several times faster.
+    words = jax.random.bits(shuffle_key, (2, num_private - 1, num_candidates), "uint32")
+    numbers = jnp.tile(identity[None, :], (num_private - 1, 1))
+    *_, shuffled = lax.sort((words[0], words[1], numbers), dimension=1, num_keys=2)
+    return _without_repeats(repair_key, jnp.concatenate([identity[None, :], shuffled])).T
 
 
-def _without_repeats(
-    key: jax.Array, columns: Sequence[jax.Array], permutation: jax.Array
-) -> jax.Array:
-    """Exchange entries of a permutation until no row repeats an entry of `columns`.
+def _without_repeats(key: jax.Array, columns: jax.Array) -> jax.Array:
+    """Exchange entries within permutations [columns, N] until no row holds an entry twice.
 
-    Every exchange mends one row and breaks none, so this ends after as many rounds as rows were
-    wrong, about one per column whatever the size.
+    Columns are mended one after the other, each against those before it. Every exchange mends one
+    row and breaks none, so this ends after as many rounds as rows were wrong: about one per pair of
+    columns, whatever the size.
     """
-    taken = jnp.stack(columns)  # [columns, N]
+    count = columns.shape[0]
 
-    def repeats(entries: jax.Array) -> jax.Array:
-        return (taken == entries[None, :]).any(axis=0)
+    def repeats(columns: jax.Array) -> jax.Array:
+        of_column = [(columns[:c] == columns[None, c]).any(axis=0) for c in range(1, count)]
+        return jnp.stack(of_column)  # [columns - 1, N]
 
     def exchange(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        entries, turn = carry
-        row = jnp.argmax(repeats(entries))
-        suits_row = ~(taken[:, row, None] == entries[None, :]).any(axis=0)
-        takes_rows_entry = ~(taken == entries[row]).any(axis=0)
+        columns, turn = carry
+        first = jnp.argmax(repeats(columns))
+        column, row = first // columns.shape[1] + 1, first % columns.shape[1]
+        entries = columns[column]
+        before = jnp.arange(count)[:, None] < column
+        suits_row = ~((columns[:, row, None] == entries[None, :]) & before).any(axis=0)
+        takes_rows_entry = ~((columns == entries[row]) & before).any(axis=0)
         lottery = jax.random.bits(jax.random.fold_in(key, turn), entries.shape, "uint32")
         other = jnp.argmax(jnp.where(suits_row & takes_rows_entry, lottery | 1, 0))
         swapped = entries.at[row].set(entries[other]).at[other].set(entries[row])
-        return swapped, turn + 1
+        return columns.at[column].set(swapped), turn + 1
 
-    entries, _ = lax.while_loop(
-        lambda carry: repeats(carry[0]).any(), exchange, (permutation, jnp.uint32(0))
+    columns, _ = lax.while_loop(
+        lambda carry: repeats(carry[0]).any(), exchange, (columns, jnp.uint32(0))
     )
-    return entries
+    return columns
 
 
-def draw_coefficients(keys: jax.Array, first_words: jax.Array, law: CoefficientLaw) -> jax.Array:
+def draw_coefficients(
+    keys: jax.Array, first_words: jax.Array, law: CoefficientLaw, next_block: int = 0
+) -> jax.Array:
     """Mixing coefficients of every row, float32 [B, k], within the law's bounds without exception.
 
     Candidates of a row are tried in order until one is accepted: first those in `first_words`, then
-    those of further rounds under the row's key. Should MAX_ROUNDS rounds not do, which only bounds
+    those further on in the row's key stream. Should MAX_ROUNDS rounds not do, which only bounds
     that leave next to no room can cause, the last candidate is drawn towards the centre of the
     bounds until it keeps them.
 
     Args:
-      keys: typed row keys [B]; only children of them are used, the bits in `first_words` may be
-        their own.
+      keys: typed row keys [B].
       first_words: uint32 [B, law.words_per_round], random.
       law: the law.
+      next_block: block of the key streams from which on they are unused.
     """
     coefficients, accepted = _first_accepted(first_words, law)
+    num_words = _CANDIDATES_FACTOR * law.words_per_round
+    num_blocks = prng.blocks_of(num_words)
 
     def redraw(
         carry: tuple[jax.Array, jax.Array, jax.Array],
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         turn, kept, done = carry
-        words = prng.row_bits(
-            jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, turn),
-            _CANDIDATES_FACTOR * law.words_per_round,
-        )
+        words = prng.row_bits(keys, num_words, next_block + turn * jnp.uint32(num_blocks))
         fresh, fits = _first_accepted(words, law)
         return turn + 1, jnp.where(done[:, None], kept, fresh), done | fits
 
     _, coefficients, accepted = lax.while_loop(
         lambda carry: (carry[0] < MAX_ROUNDS) & ~carry[2].all(),
         redraw,
-        (jnp.uint32(1), coefficients, accepted),
+        (jnp.uint32(0), coefficients, accepted),
     )
     return jnp.where(accepted[:, None], coefficients, _pull_within(coefficients, law))
 

@@ -122,7 +122,7 @@ def _fold_in(key: jax.Array, data: jax.Array) -> jax.Array:
 def _random_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
     size = math.prod(shape)
     num_words = -(-size * bit_width // 32)
-    num_blocks = -(-num_words // _BLOCK_WORDS)
+    num_blocks = blocks_of(num_words)
     if num_blocks >= 2**32:
         raise InputError(f"{size} values of {bit_width} bits exceed the 256 GiB of one key stream")
     counter = lax.iota(jnp.uint32, num_blocks)
@@ -234,19 +234,25 @@ def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
 
 
-def row_bits(keys: jax.Array, num_words: int) -> jax.Array:
+def blocks_of(num_words: int) -> int:
+    """Blocks of a key stream that hold `num_words` words."""
+    return -(-num_words // _BLOCK_WORDS)
+
+
+def row_bits(keys: jax.Array, num_words: int, first_block: int | jax.Array = 0) -> jax.Array:
     """Key streams of many keys at once, uint32 [B, num_words].
 
-    Row r equals `jax.random.bits(keys[r], (num_words,), "uint32")`. A `vmap` of that would lay the
-    blocks out with the block number as the fastest axis; here it is the row, which fills
-    the processor's vectors and is 1.6 times as fast on a CPU.
+    From block 0 on, row r equals `jax.random.bits(keys[r], (num_words,), "uint32")`. A `vmap` of
+    that would lay the blocks out with the block number as the fastest axis; here it is the row,
+    which fills the processor's vectors and is 1.6 times as fast on a CPU.
 
     Args:
       keys: typed ChaCha20 keys, shape [B].
       num_words: words per key, a static integer.
+      first_block: where in the key streams to start, in blocks of 16 words.
     """
     data = jax.random.key_data(keys)  # [B, 8]
-    counter = lax.iota(jnp.uint32, -(-num_words // _BLOCK_WORDS))[:, None]
+    counter = lax.iota(jnp.uint32, blocks_of(num_words))[:, None] + jnp.uint32(first_block)
     nonce = (_U32(_Purpose.BITS), _U32(0), _U32(0))
     block = chacha20_block([data[None, :, i] for i in range(_KEY_WORDS)], counter, nonce)
     words = jnp.stack(block, axis=1)  # [blocks, 16, B]
