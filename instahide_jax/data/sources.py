@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -245,7 +246,7 @@ class PoolFile(PoolConfig):
     path: str = "data/photos.npy"
 
     def load(self, dataset: Dataset, shape: tuple[int, int, int]) -> tuple[np.ndarray, Dataset, str]:
-        pool = load_public_pool(self.path, shape)
+        pool = load_public_pool(Path(self.path), shape)
         return pool, dataset, hashlib.sha256(np.ascontiguousarray(pool).data).hexdigest()
 
 
