@@ -1,0 +1,182 @@
+"""Tiny data, experiments and runs that several test modules share."""
+
+import functools
+import io
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from instahide_jax import InstaHide, NoHiding, insecure_secret
+from instahide_jax.config import Experiment, Schedule, Sgd
+from instahide_jax.data.embedded import Arrays, make_arrays
+from instahide_jax.data.sources import Mnist5k, PoolFile
+from instahide_jax.encoders import ConvNet, EncoderConfig, make_model
+from instahide_jax.parallel import make_mesh, replicated
+from instahide_jax.training import (
+    Keys,
+    Private,
+    TrainState,
+    init_state,
+    make_hide,
+    make_optimizer,
+    make_train_step,
+    plan_pass,
+)
+
+CLASSES = 4
+SHAPE = (8, 8, 3)
+EXPERIMENT = Experiment(
+    data=Mnist5k(),  # not loaded by these runs
+    encoder=ConvNet(widths=(4,), strides=(4,)),
+    scheme=InstaHide.inside(k=4),
+    public_pool=PoolFile("not read"),
+    optimizer=Sgd(learning_rate=0.1, schedule=Schedule()),
+    batch_size=8,
+)
+
+
+def pixels(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random uint8 images."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def labelled(count: int, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> Arrays:
+    """Random images with labels 0, 1, 2, 3, 0, ..."""
+    labels = np.arange(count) % CLASSES
+    return make_arrays(pixels(count, *shape, seed=seed), labels, CLASSES, "abcd")
+
+
+class Tiny:
+    """A run of the train step: its parts, each compiled once."""
+
+    def __init__(self, devices: int, data: Arrays, experiment: Experiment):
+        self.experiment, self.data = experiment, data
+        shape = experiment.augment.output_shape(data.images.shape[1:])
+        self.scheme = experiment.scheme.for_data(data.num_classes, (0.5,), (0.25,))
+        self.model = make_model(experiment.encoder, shape, data.num_classes)
+        self.mesh = make_mesh(jax.devices()[:devices])
+        self.whole = replicated(self.mesh)
+        self.keys = jax.device_put(Keys(insecure_secret(5), jax.random.key(6)), self.whole)
+        self.pool = jax.device_put(pixels(12, *shape, seed=9), self.whole)
+        self.steps_per_epoch = len(data.labels) // experiment.batch_size
+        self.optimizer = make_optimizer(experiment.optimizer, self.steps_per_epoch, 50)
+        self.traces = 0
+
+    def init(self) -> TrainState:
+        """The state before the first step."""
+        shape = self.experiment.augment.output_shape(self.data.images.shape[1:])
+        experiment = self.experiment
+        init = _init(experiment.encoder, shape, self.data.num_classes, experiment.optimizer)
+        return jax.device_put(init(jax.random.key(7)), self.whole)
+
+    @functools.cache  # noqa: B019 - runs live as long as the tests
+    def private(self, epoch: int = 0) -> Private:
+        """The data on the devices, with the plan of a pass."""
+        arrays = jax.device_put((self.data.images, self.data.labels), self.whole)
+        keys = jax.device_put(self.keys, jax.devices()[0])
+        plan = _plan(len(self.data.labels), self.scheme.num_partners + 1)
+        return Private(*arrays, jax.device_put(plan(keys, np.uint32(epoch)), self.whole))
+
+    @functools.cached_property
+    def step(self) -> Any:
+        """The train step; `traces` counts how often its model is traced."""
+
+        def features(*args: Any, **kwargs: Any) -> Any:
+            self.traces += 1
+            return self.model.features(*args, **kwargs)
+
+        model = self.model._replace(features=features)
+        return make_train_step(self.experiment, self.scheme, model, self.optimizer, self.mesh)
+
+    def train(self, steps: int) -> tuple[TrainState, list[float]]:
+        """The state after some steps, and their losses."""
+        state, losses = self.init(), []
+        for i in range(steps):
+            private = self.private(i // self.steps_per_epoch)
+            state, metrics = self.step(state, self.keys, private, self.pool)
+            losses.append(float(metrics["loss"]))
+        return state, losses
+
+    def hidden(self, steps: range, scheme: NoHiding | None = None) -> list[dict[str, np.ndarray]]:
+        """The hidden batches of some steps, under another scheme where one is given."""
+        made = []
+        for step in steps:
+            number = jax.device_put(np.int32(step), self.whole)
+            private = self.private(step // self.steps_per_epoch)
+            hide = self._hide(scheme or self.scheme)
+            made.append(jax.device_get(hide(self.keys, number, private, self.pool)))
+        return made
+
+    @functools.cache  # noqa: B019
+    def _hide(self, scheme: NoHiding) -> Any:
+        return jax.jit(make_hide(self.experiment, scheme, self.mesh))
+
+    def pass_hidden(
+        self, epochs: range, scheme: NoHiding | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """All hidden batches of some passes, one dict per pass, in the order of training."""
+        n = self.steps_per_epoch
+        batches = self.hidden(range(epochs.start * n, epochs.stop * n), scheme)
+        passes = [batches[i : i + n] for i in range(0, len(batches), n)]
+        return [{k: np.concatenate([b[k] for b in p]) for k in p[0]} for p in passes]
+
+
+# Compiling is what these tests take their time for; runs share what does not differ.
+
+
+@functools.cache
+def _init(encoder: EncoderConfig, shape: Any, num_classes: int, optimizer: Sgd) -> Any:
+    model = make_model(encoder, shape, num_classes)
+    return jax.jit(partial(init_state, model, make_optimizer(optimizer, 5, 50)))
+
+
+@functools.cache
+def _plan(num_images: int, num_private: int) -> Any:
+    scheme = InstaHide(k=num_private, num_private=num_private) if num_private > 1 else NoHiding()
+    return jax.jit(partial(plan_pass, num_images=num_images, scheme=scheme))
+
+
+@functools.cache
+def tiny(devices: int = 1, data: Arrays | None = None, **changes: Any) -> Tiny:
+    """`EXPERIMENT` with changes, on the first devices, with 40 images unless data are given.
+
+    The same arguments give the same run, so that tests share what it compiles.
+    """
+    data = labelled(40) if data is None else data
+    return Tiny(devices, data, replace(EXPERIMENT, **changes))
+
+
+def write_tfds(data_dir: Any, name: str, splits: dict[str, Arrays]) -> None:
+    """Prepare a TFDS image set without TensorFlow."""
+    first = next(iter(splits.values()))
+    features = {
+        "image": tfds.features.Image(shape=first.images.shape[1:]),
+        "label": tfds.features.ClassLabel(names=list(first.class_names)),
+    }
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+            )
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            return {split: self._generate_examples(arrays) for split, arrays in splits.items()}
+
+        def _generate_examples(self, arrays: Arrays) -> Any:
+            for i, (image, label) in enumerate(zip(arrays.images, arrays.labels, strict=True)):
+                file = io.BytesIO()
+                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+                    file, "PNG"
+                )
+                yield i, {"image": file.getvalue(), "label": int(label)}
+
+    Builder.name = name
+    Builder(data_dir=data_dir, file_format="array_record").download_and_prepare()
