@@ -193,6 +193,11 @@ def is_insecure(key: jax.Array) -> bool:
     return jax.random.key_impl(key) == chacha20_insecure
 
 
+def is_key(value: Any) -> bool:
+    """Whether a value is a typed key, or an array of them, of any generator."""
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
 def check_secret_key(key: Any) -> None:
     """Refuse what is not a 256-bit ChaCha20 key.
 
@@ -201,7 +206,7 @@ def check_secret_key(key: Any) -> None:
         generators, where a secret is expected.
     """
     remedy = "use secret_key(), or insecure_key(seed) for an experiment that protects nothing"
-    if not hasattr(key, "dtype") or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if not is_key(key):
         raise InputError(f"a secret key is expected, not a {type(key).__name__}; {remedy}")
     if key.shape != ():
         raise InputError(f"one secret key is expected, not an array of shape {key.shape}")

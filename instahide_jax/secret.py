@@ -61,10 +61,14 @@ class SecretKey:
 
     def run(self, fingerprint: bytes) -> "SecretKey":
         """The child key of one run, from all 256 bits of its fingerprint (`run_fingerprint`)."""
+        if len(fingerprint) != 32:
+            raise ValueError(f"a fingerprint has 32 bytes, not {len(fingerprint)}")
         return SecretKey(prng.fold_words(self._key, np.frombuffer(fingerprint, "<u4").tolist()))
 
     def __repr__(self) -> str:
-        return f"SecretKey(<redacted{', insecure' if self.insecure else ''}>)"
+        # JAX puts shapes and partition specs in the place of keys, and prints them in its errors.
+        mark = ", insecure" if prng.is_key(self._key) and self.insecure else ""
+        return f"SecretKey(<redacted{mark}>)"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
@@ -112,7 +116,7 @@ def write_secret(path: str | Path, secret: SecretKey) -> None:
     under its secret could not be hidden the same way again.
 
     Raises:
-      InputError: if the file exists, its folder cannot be written, or the key is an insecure one.
+      InputError: if the file exists or cannot be written, or the key is an insecure one.
     """
     path = Path(path)
     if secret.insecure:
@@ -131,6 +135,8 @@ def write_secret(path: str | Path, secret: SecretKey) -> None:
         os.link(temporary, path)  # unlike rename, fails where the name exists
     except FileExistsError:
         raise InputError(f"secret file {path} exists already; name another one") from None
+    except OSError as error:
+        raise InputError(f"cannot write secret file {path}: {error.strerror}") from None
     finally:
         os.unlink(temporary)
 
