@@ -37,7 +37,9 @@ class NoHiding:
             raise InputError(f"dtype is {self.dtype!r}; it must be 'float32' or 'bfloat16'")
         if (self.mean is None) != (self.std is None):
             raise InputError(f"mean is {self.mean} and std is {self.std}; give both or neither")
-        if self.std is not None and min(self.std) <= 0:
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise InputError(f"mean is {self.mean} and std is {self.std}; give as many of each")
+        if self.std is not None and not min(self.std, default=0) > 0:
             raise InputError(f"std is {self.std}; every entry must be above 0")
         if self.num_classes is not None and self.num_classes < 1:
             raise InputError(f"num_classes is {self.num_classes}; it must be at least 1")
@@ -80,7 +82,7 @@ class NoHiding:
         """Images [B, H, W, C] and soft labels [B, classes] as the encoder sees them."""
         del key, public_pool, rows, private_pool, partners
         image = batch["image"].astype(jnp.float32)
-        shift, scale = affine(self.mean, self.std, batch["image"].dtype)
+        shift, scale = affine(self.mean, self.std, batch["image"])
         return {
             "image": ((image + shift) * scale).astype(self.dtype),
             "label": soft_labels(batch["label"], self.num_classes),
@@ -93,16 +95,24 @@ class NoHiding:
 
 
 def affine(
-    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, dtype: Any
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, images: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Shift and scale, float32 [1, 1, 1, channels], that standardise pixels: (x + shift) * scale.
+    """Shift and scale, float32 [1, 1, 1, channels], that standardise images: (x + shift) * scale.
 
     Because mixing coefficients sum to 1, applying this once after mixing equals applying it to
     every image before, and lets pools stay uint8 in memory.
+
+    Raises:
+      InputError: for a mean of another length than the images have channels.
     """
-    unit = 255.0 if dtype == jnp.uint8 else 1.0
+    unit = 255.0 if images.dtype == jnp.uint8 else 1.0
     if mean is None or std is None:
-        mean, std = ((0.5,), (0.5,)) if dtype == jnp.uint8 else ((0.0,), (1.0,))
+        mean, std = ((0.5,), (0.5,)) if images.dtype == jnp.uint8 else ((0.0,), (1.0,))
+    if len(mean) not in (1, images.shape[-1]):
+        raise InputError(
+            f"mean has {len(mean)} entries and the images {images.shape[-1]} channels; "
+            "give one entry per channel, or one for all"
+        )
     mean_, std_ = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, -1) for v in (mean, std))
     return -unit * mean_, 1.0 / (unit * std_)
 

@@ -176,8 +176,8 @@ def encrypt(
         which candidate rows[i] is never drawn as a partner of row i (it is the row's own image,
         where the pool contains the batch). By default the batch itself.
       partners: int32 [B, num_private - 1], positions in the candidates, where they were drawn
-        before for a whole pass (`InstaHide.pass_partners`) because drawing them anew per batch would be
-        wasteful.
+        before for a whole pass (`InstaHide.pass_partners`) because drawing them anew per batch
+        would be wasteful.
 
     Returns:
       "image" [B, H, W, C] of `scheme.dtype`, standardised by the scheme's mean and std after
@@ -191,7 +191,8 @@ def encrypt(
     scheme = InstaHide.cross() if scheme is None else scheme
     typed_key = unwrap(key)
     candidates = batch if private_pool is None else private_pool
-    _check(batch, candidates, public_pool, scheme, partners)
+    _check(batch, candidates, public_pool, scheme, rows, partners)
+    batch, candidates, public_pool = jax.tree.map(jnp.asarray, (batch, candidates, public_pool))
     size = batch["image"].shape[0]
     rows = jnp.arange(size) if rows is None else rows
     row_parent, partner_parent = jax.random.split(typed_key)
@@ -256,7 +257,7 @@ def _mixed_images(
         parts += [flat(public_pool)[plan.public[:, i]] for i in range(scheme.num_public)]
     shift, scale = (
         flat(jnp.broadcast_to(x, (1, *shape[1:])))
-        for x in affine(scheme.mean, scheme.std, batch["image"].dtype)
+        for x in affine(scheme.mean, scheme.std, batch["image"])
     )
     # Addition first: a product followed by an addition may round once or twice (see `mix`).
     image = (mix(plan.coefficients, parts) + shift) * scale
@@ -301,6 +302,7 @@ def _check(
     candidates: Batch,
     public_pool: jax.Array | None,
     scheme: InstaHide,
+    rows: jax.Array | None,
     partners: jax.Array | None,
 ) -> None:
     """Everything that shapes and dtypes can tell, hence also while tracing."""
@@ -310,11 +312,33 @@ def _check(
                 f"{name} has entries {sorted(part)}; only 'image' and 'label' can be hidden, and "
                 "anything else would be released in clear: remove it"
             )
+        if part["label"].shape[:1] != part["image"].shape[:1]:
+            raise InputError(
+                f"{name} has {part['image'].shape[0]} images but labels of shape "
+                f"{part['label'].shape}; give one label per image"
+            )
+    classes = [
+        part["label"].shape[1] if part["label"].ndim == 2 else scheme.num_classes
+        for part in (batch, candidates)
+    ]
+    if None not in classes and classes[0] != classes[1]:
+        raise InputError(
+            f"labels of the batch have {classes[0]} classes, those of private_pool {classes[1]}; "
+            "they must be alike"
+        )
     image = batch["image"]
     if image.ndim != 4:
         raise InputError(f"images have shape {image.shape}; give [batch, height, width, channels]")
     if image.dtype != jnp.uint8 and not jnp.issubdtype(image.dtype, jnp.floating):
         raise InputError(f"images have dtype {image.dtype}; give uint8 or a float type")
+    numbers = {"rows": (rows, image.shape[:1])}
+    numbers["partners"] = (partners, (image.shape[0], scheme.num_partners))
+    for name, (given, shape) in numbers.items():
+        if given is not None and (given.shape != shape or given.dtype.kind not in "iu"):
+            raise InputError(
+                f"{name} has shape {given.shape} and dtype {given.dtype}; give integers of shape "
+                f"{shape}"
+            )
     pools = {"private_pool": candidates["image"]}
     if scheme.num_public:
         if public_pool is None:
