@@ -1,4 +1,4 @@
-"""Checkpoints through Orbax: the newest two and the best, restored from the newest that is whole."""
+"""Checkpoints through Orbax: the newest two and the best; the newest whole one is restored."""
 
 import logging
 from pathlib import Path
@@ -21,16 +21,24 @@ class Checkpoints:
     appears under its name only when complete, so a kill at any moment leaves the ones before.
     """
 
-    def __init__(self, folder: Path):
-        """Open or create `folder`; leftovers of interrupted saves are removed."""
+    def __init__(self, folder: Path, read_only: bool = False):
+        """Open or create `folder`; leftovers of interrupted saves are removed.
+
+        With `read_only` nothing is created or removed: a run may be saving there at the time.
+        """
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.AnyPreservationPolicy(
                 [keep.LatestN(2), keep.BestN(get_metric_fn=_accuracy, n=1)]
             ),
             best_fn=_accuracy,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        # Without a handler given, Orbax looks into the newest checkpoint for what it holds, and where
+        # that one is damaged it reads none of the others.
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
 
     def save(self, step: int, state: Tree, accuracy: float) -> None:
         """Start saving; waits only for a save that is still being written.
@@ -75,7 +83,8 @@ class Checkpoints:
     def restore_newest(self, abstract: Tree, sharding: jax.sharding.Sharding) -> Tree | None:
         """The state of the newest checkpoint that can be read; None where there is none at all.
 
-        A damaged one is reported and removed, and the one before it is read.
+        A damaged one is reported, and removed once an earlier one was read. Where none can be read,
+        nothing is removed: the reason may lie elsewhere.
 
         Args:
           abstract: as for `restore`.
@@ -92,8 +101,9 @@ class Checkpoints:
             except Exception as error:  # Orbax raises a different type for every kind of damage
                 reason = " ".join(str(error).split())[:200]
                 _log.warning("checkpoint %d is damaged, trying the one before: %s", step, reason)
-                self._manager.delete(step)
                 continue
+            for damaged in steps[steps.index(step) + 1 :]:
+                self._manager.delete(damaged)
             return state
         if steps:
             raise InputError(

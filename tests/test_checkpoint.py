@@ -1,0 +1,173 @@
+"""Checkpoints: which are kept, and what a damaged one leads to."""
+
+import gc
+import logging
+import shutil
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from instahide_jax.checkpoint import Checkpoints
+from instahide_jax.errors import InputError
+
+# A read that fails leaves the reads beside it unfinished in Orbax; see `opened`.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+ABSTRACT = {
+    "params": {"kernel": jax.ShapeDtypeStruct((64, 64), "float32")},
+    "step": jax.ShapeDtypeStruct((), "int32"),
+}
+ONE_DEVICE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _state(step):
+    kernel = np.random.default_rng(step).normal(size=(64, 64)).astype(np.float32)
+    return jax.device_put({"params": {"kernel": kernel}, "step": np.int32(step)})
+
+
+def _save(folder, accuracies):
+    checkpoints = Checkpoints(folder)
+    for step, accuracy in accuracies.items():
+        checkpoints.save(step, _state(step), accuracy)
+    checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Steps 1 to 5, of which the second was the best; tests copy it before they change it."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    _save(folder, {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.6, 5: 0.65})
+    return folder
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copied")
+
+
+@pytest.fixture
+def opened():
+    """Opens folders, closes them at the end, and keeps what Orbax leaves behind to this test."""
+    made = []
+
+    def open_(folder):
+        made.append(Checkpoints(folder))
+        return made[-1]
+
+    yield open_
+    for checkpoints in made:
+        checkpoints.close()
+    gc.collect()
+
+
+def _remove_all(folder):
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+
+
+def _truncate_data(folder):
+    """Cut every file of array data in half."""
+    cut = [p for p in folder.rglob("*") if p.is_file() and p.stat().st_size > 4096]
+    assert cut
+    for path in cut:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _remove_manifest(folder):
+    """The files that say where the arrays are."""
+    for path in folder.rglob("manifest.ocdbt"):
+        path.unlink()
+
+
+def test_the_newest_two_and_the_best_are_kept(saved, opened):
+    checkpoints = opened(saved)
+    assert checkpoints.steps() == [2, 4, 5]
+    assert checkpoints.best_step() == 2
+
+
+def test_restored_state_has_the_same_bits_and_the_sharding_asked_for(saved, opened):
+    mesh = jax.make_mesh((8,), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    checkpoints = opened(saved)
+    chex.assert_trees_all_equal(
+        *jax.device_get((checkpoints.restore(ABSTRACT, 2, sharding), _state(2)))
+    )
+    newest = checkpoints.restore_newest(ABSTRACT, sharding)
+    chex.assert_trees_all_equal(*jax.device_get((newest, _state(5))))
+    assert {x.sharding for x in jax.tree.leaves(newest)} == {sharding}
+
+
+def test_an_empty_folder_has_nothing_to_restore(tmp_path, opened):
+    checkpoints = opened(tmp_path / "new")
+    assert checkpoints.restore_newest(ABSTRACT, ONE_DEVICE) is None
+    with pytest.raises(InputError, match=r"no checkpoint in .*new; train first"):
+        checkpoints.best_step()
+
+
+@pytest.mark.parametrize("damage", [_truncate_data, _remove_manifest, _remove_all])
+def test_a_damaged_newest_falls_back_with_a_warning(copied, opened, caplog, damage):
+    damage(copied / "5")
+    checkpoints = opened(copied)
+    with caplog.at_level(logging.WARNING, "instahide_jax"):
+        state = checkpoints.restore_newest(ABSTRACT, ONE_DEVICE)
+    chex.assert_trees_all_equal(*jax.device_get((state, _state(4))))
+    (record,) = [r for r in caplog.records if r.name == "instahide_jax.checkpoint"]
+    assert record.levelname == "WARNING"
+    assert "checkpoint 5 is damaged, trying the one before" in record.getMessage()
+    # Training comes past the same step again, and goes on.
+    checkpoints.save(5, _state(5), 0.65)
+    checkpoints.save(6, _state(6), 0.66)
+    checkpoints.close()
+    again = opened(copied)
+    assert again.steps() == [2, 5, 6]
+    chex.assert_trees_all_equal(
+        *jax.device_get((again.restore(ABSTRACT, 5, ONE_DEVICE), _state(5)))
+    )
+
+
+def test_nothing_is_removed_where_no_checkpoint_can_be_read(copied, opened):
+    """The reason may be this machine or this version rather than the files."""
+    for step in (2, 4, 5):
+        _truncate_data(copied / str(step))
+    before = sorted(str(path) for path in copied.rglob("*"))
+    checkpoints = opened(copied)
+    with pytest.raises(InputError, match=r"none of the checkpoints \[2, 4, 5\].*start anew"):
+        checkpoints.restore_newest(ABSTRACT, ONE_DEVICE)
+    assert sorted(str(path) for path in copied.rglob("*")) == before
+
+
+def test_another_model_is_no_reason_to_remove_checkpoints(copied, opened):
+    other = {**ABSTRACT, "params": {"bias": jax.ShapeDtypeStruct((64,), "float32")}}
+    with pytest.raises(InputError):
+        opened(copied).restore_newest(other, ONE_DEVICE)
+    assert opened(copied).steps() == [2, 4, 5]
+
+
+def _interrupt(folder):
+    """What a kill leaves while step 6 is being saved."""
+    leftover = folder / "6.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "5", leftover)
+    for path in leftover.rglob("commit_success.txt"):
+        path.unlink()
+    return leftover
+
+
+def test_leftovers_of_interrupted_saves_are_removed(copied, opened):
+    leftover = _interrupt(copied)
+    checkpoints = opened(copied)
+    assert checkpoints.steps() == [2, 4, 5]
+    checkpoints.save(6, _state(6), 0.1)
+    checkpoints.close()
+    assert not leftover.exists()
+    assert opened(copied).steps() == [2, 5, 6]
+
+
+def test_reading_only_leaves_a_save_in_progress_alone(copied):
+    leftover = _interrupt(copied)
+    checkpoints = Checkpoints(copied, read_only=True)
+    assert checkpoints.steps() == [2, 4, 5]
+    checkpoints.restore(ABSTRACT, 4, ONE_DEVICE)
+    checkpoints.close()
+    assert leftover.exists()
