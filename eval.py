@@ -63,9 +63,10 @@ def main() -> None:
     # Shapes of the optimizer's state do not depend on the number of steps.
     optimizer = make_optimizer(experiment.optimizer, 1, 1)
     abstract = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
-    checkpoints = Checkpoints(arguments.run / "checkpoints")
-    newest = max(checkpoints.steps(), default=0)
-    step = checkpoints.best_step() if arguments.checkpoint == "best" else newest
+    checkpoints = Checkpoints(arguments.run / "checkpoints", read_only=True)
+    step = checkpoints.best_step()
+    if arguments.checkpoint == "newest":
+        step = max(checkpoints.steps())
     state = checkpoints.restore(abstract, step, replicated(make_mesh()))
 
     plain = evaluate_split(make_evaluate(experiment, scheme, model), state, dataset.test, experiment)

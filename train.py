@@ -24,6 +24,7 @@ import numpy as np
 from instahide_jax.arguments import parse_args
 from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.config import Experiment, load_config
+from instahide_jax.data.augment import centre
 from instahide_jax.data.embedded import Arrays
 from instahide_jax.data.sources import Dataset
 from instahide_jax.data.streaming import prefetch_to_device, stream_batches
@@ -56,7 +57,7 @@ def main() -> None:
     experiment, workdir, secret_file = parse_command_line(sys.argv[1:])
     mesh = make_mesh()
     check_batch_size(experiment.batch_size, mesh)
-    dataset, public_pool, run = open_data_and_run(experiment, workdir, secret_file)
+    dataset, public_pool, identities = open_data(experiment)
     shape = experiment.augment.output_shape(dataset.image_shape)
     scheme = experiment.scheme.for_data(dataset.train.num_classes, *dataset.statistics)
     steps_per_epoch = num_images(dataset) // experiment.batch_size
@@ -66,6 +67,7 @@ def main() -> None:
     optimizer = make_optimizer(experiment.optimizer, steps_per_epoch, total_steps)
     train_step = make_train_step(experiment, scheme, model, optimizer, mesh)
     evaluate = make_evaluate(experiment, scheme, model)
+    run = open_run(workdir, experiment, identities, secret_file)  # nothing is written before
 
     whole = replicated(mesh)
     seed_key = jax.random.key(experiment.seed)
@@ -138,10 +140,8 @@ def parse_command_line(argv: list[str]) -> tuple[Experiment, Path, Path | None]:
     return experiment, workdir, known.secret_file
 
 
-def open_data_and_run(
-    experiment: Experiment, workdir: Path, secret_file: Path | None
-) -> tuple[Dataset, np.ndarray | None, Run]:
-    """The data, the public pool, and the run folder that is bound to both."""
+def open_data(experiment: Experiment) -> tuple[Dataset, np.ndarray | None, list[str]]:
+    """The data, the public pool, and what identifies the two."""
     dataset = experiment.data.load()
     pool, identity = None, ""
     if experiment.scheme.num_public and experiment.public_pool is not None:
@@ -160,7 +160,9 @@ def open_data_and_run(
     streamed = not isinstance(dataset.train, Arrays)
     if streamed and experiment.partners == "dataset" and experiment.scheme.num_partners:
         raise InputError("partners 'dataset' needs data in memory; a stream needs 'batch'")
-    return dataset, pool, open_run(workdir, experiment, [dataset.identity, identity], secret_file)
+    one_image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.uint8)
+    jax.eval_shape(partial(centre, experiment.augment), one_image)  # evaluation needs it later
+    return dataset, pool, [dataset.identity, identity]
 
 
 def num_images(dataset: Dataset) -> int:
@@ -205,7 +207,8 @@ def batches(
     this_pass: Pass | None = None
     for step in range(start, total):
         if this_pass is None or step % steps_per_epoch == 0:
-            this_pass = plan(keys, jax.device_put(np.uint32(step // steps_per_epoch)))
+            epoch = np.uint32(step // steps_per_epoch)
+            this_pass = plan(keys, jax.device_put(epoch, replicated(mesh)))
         yield step, Private(images, labels, this_pass)
 
 

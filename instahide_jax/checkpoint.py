@@ -74,11 +74,21 @@ class Checkpoints:
           abstract: pytree of `jax.ShapeDtypeStruct`.
           step: one of `steps()`.
           sharding: of every leaf.
+
+        Raises:
+          InputError: if it cannot be read.
         """
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
         )
-        return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        try:
+            state = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+            return jax.block_until_ready(state)
+        except Exception as error:  # Orbax raises a different type for every kind of damage
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"checkpoint {step} in {self._manager.directory} cannot be read: {reason}"
+            ) from error
 
     def restore_newest(self, abstract: Tree, sharding: jax.sharding.Sharding) -> Tree | None:
         """The state of the newest checkpoint that can be read; None where there is none at all.
@@ -97,10 +107,8 @@ class Checkpoints:
         for step in reversed(steps):
             try:
                 state = self.restore(abstract, step, sharding)
-                jax.block_until_ready(state)
-            except Exception as error:  # Orbax raises a different type for every kind of damage
-                reason = " ".join(str(error).split())[:200]
-                _log.warning("checkpoint %d is damaged, trying the one before: %s", step, reason)
+            except InputError as error:
+                _log.warning("%s; trying the one before", error)
                 continue
             for damaged in steps[steps.index(step) + 1 :]:
                 self._manager.delete(damaged)

@@ -55,7 +55,7 @@ def plain_batches(split: Arrays | Split, experiment: Experiment) -> Iterator[dic
     """Batches {"image", "label", "valid"} of one size in order, the last one padded."""
     if not isinstance(split, Arrays):
         resize: int = experiment.data.resize  # type: ignore[attr-defined]
-        yield from eval_batches(split, EVAL_BATCH, resize)
+        yield from eval_batches(split, batch_size=EVAL_BATCH, resize=resize)
         return
     size = len(split.labels)
     for start in range(0, size, EVAL_BATCH):

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import re
 import shutil
 
 import chex
@@ -115,7 +116,7 @@ def test_a_damaged_newest_falls_back_with_a_warning(copied, opened, caplog, dama
     chex.assert_trees_all_equal(*jax.device_get((state, _state(4))))
     (record,) = [r for r in caplog.records if r.name == "instahide_jax.checkpoint"]
     assert record.levelname == "WARNING"
-    assert "checkpoint 5 is damaged, trying the one before" in record.getMessage()
+    assert re.match(r"checkpoint 5 in .* cannot be read: .*; trying the one", record.getMessage())
     # Training comes past the same step again, and goes on.
     checkpoints.save(5, _state(5), 0.65)
     checkpoints.save(6, _state(6), 0.66)
@@ -171,3 +172,9 @@ def test_reading_only_leaves_a_save_in_progress_alone(copied):
     checkpoints.restore(ABSTRACT, 4, ONE_DEVICE)
     checkpoints.close()
     assert leftover.exists()
+
+
+def test_a_damaged_one_is_named_where_it_is_asked_for(copied, opened):
+    _truncate_data(copied / "4")
+    with pytest.raises(InputError, match=r"checkpoint 4 in .*copied cannot be read: "):
+        opened(copied).restore(ABSTRACT, 4, ONE_DEVICE)

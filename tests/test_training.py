@@ -202,13 +202,12 @@ def test_loop_moves_no_data_and_ends_where_steps_by_hand_do(train):
     run = tiny(8)
     expected, _ = run.train(10)
     state, seen = run.init(), []
-    on_one_device = jax.device_put(np.asarray(run.pool), jax.devices()[0])
     with jax.transfer_guard("disallow"):
         for number, private in _batches(train, run, 0, 10):
             state, _ = run.step(state, run.keys, private, run.pool)
             seen.append(number)
         with pytest.raises(Exception, match=r"[Dd]isallowed"):
-            run.step(state, run.keys, private, on_one_device)
+            run.step(state, run.keys, private._replace(images=run.data.images), run.pool)
     assert seen == list(range(10))
     chex.assert_trees_all_equal(*jax.device_get((state.params, expected.params)))
 
