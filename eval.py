@@ -2,9 +2,9 @@
 
     python eval.py runs/mnist5k-default
 
-Reports accuracy on plain test images, and of encrypted inference: each test image is hidden T times with
-fresh coefficients, masks and partners, and the predictions are averaged. Results are printed and
-written to eval.json in the run folder.
+Reports accuracy on plain test images, and of encrypted inference: each test image is hidden T times
+with fresh coefficients, masks and partners, and the predictions are averaged. Results are printed
+and written to eval.json in the run folder.
 """
 
 import sys
@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
 
 from instahide_jax.arguments import parse_args
@@ -69,11 +67,15 @@ def main() -> None:
         step = max(checkpoints.steps())
     state = checkpoints.restore(abstract, step, replicated(make_mesh()))
 
-    plain = evaluate_split(make_evaluate(experiment, scheme, model), state, dataset.test, experiment)
+    plain = evaluate_split(
+        make_evaluate(experiment, scheme, model), state, dataset.test, experiment
+    )
     encrypted: dict[int, float] = {}
     if isinstance(scheme, InstaHide) and arguments.encryptions:
         if not isinstance(dataset.train, Arrays) or not isinstance(dataset.test, Arrays):
-            raise InputError("encrypted inference needs data in memory; pass --encryptions with no value")
+            raise InputError(
+                "encrypted inference needs data in memory; pass --encryptions without a number"
+            )
         seed = arguments.insecure_seed
         encrypted = encrypted_accuracies(
             experiment,
@@ -91,15 +93,18 @@ def main() -> None:
 
 def report(arguments: Arguments, step: int, plain: Scores, encrypted: dict[int, float]) -> None:
     """Print the table and write eval.json."""
-    error = (plain.accuracy * (1 - plain.accuracy) / plain.count) ** 0.5
-    print(f"{arguments.run}, {arguments.checkpoint} checkpoint (step {step}), {plain.count:,} test images")
+    error = (plain.accuracy * (1 - plain.accuracy) / plain.num_images) ** 0.5
+    print(
+        f"{arguments.run}, {arguments.checkpoint} checkpoint (step {step}), "
+        f"{plain.num_images:,} test images"
+    )
     print(f"  plain images                accuracy {plain.accuracy:.4f} +- {error:.4f}")
     for count, accuracy in encrypted.items():
         print(f"  encrypted, mean over T={count:<3d}  accuracy {accuracy:.4f}")
     values = {
         "checkpoint": arguments.checkpoint,
         "step": step,
-        "test_images": plain.count,
+        "test_images": plain.num_images,
         "plain_accuracy": plain.accuracy,
         "plain_loss": plain.loss,
         "encrypted_accuracy": {str(count): accuracy for count, accuracy in encrypted.items()},

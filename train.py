@@ -4,8 +4,9 @@
     python train.py configs/cifar10.py:cross --workdir runs/a --scheme.k 4 --seed 3
 
 The first argument names a config file and, after a colon, one of its variants. Every field of the
-configuration can be overridden (`--help` after the config lists them). A run that was killed continues
-where it was when started again with the same arguments, and ends with the same parameters bit for bit.
+configuration can be overridden (`--help` after the config lists them). A run that was killed
+continues where it was when started again with the same arguments, and ends with the same parameters
+bit for bit.
 """
 
 import argparse
@@ -88,7 +89,9 @@ def main() -> None:
     since, pending = time.perf_counter(), 0
     for step, private in batches(experiment, scheme, dataset, keys, mesh, start, total_steps):
         if step == 0:
-            save_first_batch(run.folder / "samples.png", experiment, scheme, mesh, keys, private, pool)
+            save_first_batch(
+                run.folder / "samples.png", experiment, scheme, mesh, keys, private, pool
+            )
         state, metrics = train_step(state, keys, private, pool)
         done, pending = step + 1, pending + 1
         bar.update()
@@ -182,8 +185,9 @@ def batches(
 ) -> Iterator[tuple[int, Private]]:
     """(step, private data on the devices) for every step from `start` on.
 
-    Data in memory is put on the devices once, and a step only advances a counter; order and partners
-    are drawn on the device at the start of every pass. Streamed batches are put there ahead of use.
+    Data in memory is put on the devices once, and a step only advances a counter; order and
+    partners are drawn on the device at the start of every pass. Streamed batches are put there
+    ahead of use.
     """
     train = dataset.train
     if not isinstance(train, Arrays):

@@ -2,10 +2,11 @@
 
     python benchmarks/encrypt.py
 
-Each case runs in a process of its own, in which three things alternate: a pass of `encrypt` over a set in memory
-(partners drawn anew for the pass, ChaCha20 keys per row, uint8 in, float32 out), the same amount of work by
-`published`, and a plain copy of as many bytes as `encrypt` must read and write (k + 4 bytes per
-value). Printed are medians over the repetitions, and the growth of the process's peak memory during each.
+Each case runs in a process of its own, in which three things alternate: a pass of `encrypt` over a
+set in memory (partners drawn anew for the pass, ChaCha20 keys per row, uint8 in, float32 out), the
+same amount of work by `published`, and a plain copy of as many bytes as `encrypt` must read and
+write (k + 4 bytes per value). Printed are medians over the repetitions, and the growth of the
+process's peak memory during each.
 """
 
 import json
@@ -46,15 +47,17 @@ def published(
 ) -> None:
     """The published algorithm in plain vectorised NumPy, on standardised float32 images.
 
-    Whole-row redraw of coefficients until the bounds hold, one random permutation per private slot, one
-    random integer per sign.
+    Whole-row redraw of coefficients until the bounds hold, one random permutation per private slot,
+    one random integer per sign.
     """
     size = len(images)
     coefficients = np.abs(rng.standard_normal((count, scheme.k)))
     coefficients /= coefficients.sum(axis=1, keepdims=True)
     while True:
         mass = coefficients[:, : scheme.num_private].sum(axis=1)
-        wrong = (coefficients.max(axis=1) > scheme.max_coefficient) | (mass < scheme.min_private_mass)
+        wrong = (coefficients.max(axis=1) > scheme.max_coefficient) | (
+            mass < scheme.min_private_mass
+        )
         if not wrong.any():
             break
         fresh = np.abs(rng.standard_normal((wrong.sum(), scheme.k)))
@@ -63,14 +66,15 @@ def published(
     slots = [np.arange(size)] + [rng.permutation(size) for _ in range(scheme.k - 1)]
     for start in range(0, count, batch):
         rows = slice(start, min(start + batch, count))
-        mixed, label = 0.0, 0.0
+        mixed: Any = 0.0
+        label: Any = 0.0
         for i, order in enumerate(slots):
             source = images if i < scheme.num_private else public
             weight = weights[rows, i]
             mixed = mixed + weight[:, None, None, None] * source[order[rows]]
             if i < scheme.num_private:
                 label = label + weight[:, None] * labels[order[rows]]
-        mixed *= rng.integers(0, 2, mixed.shape, dtype=np.int8) * 2 - 1
+        mixed *= rng.integers(0, 2, mixed.shape, np.int8) * 2 - 1
 
 
 def hidden_pass(
@@ -145,10 +149,9 @@ def measure(name: str) -> dict[str, Any]:
     naive_times: list[float] = []
     hidden, naives, copies = [], [], []
     for _ in range(REPETITIONS):
-        key = secret_key()
-        hidden.append(timed(lambda key=key: run(key), size // batch * batch))
+        hidden.append(timed(partial(run, secret_key()), size // batch * batch))
         naives.append(timed(naive, count))
-        copies.append(timed(lambda: np.copyto(target, chunk), batch))
+        copies.append(timed(partial(np.copyto, target, chunk), batch))
     median = {
         "encrypt": float(np.median([h[0] for h in hidden])),
         "numpy": float(np.median(naive_times)),
@@ -172,7 +175,9 @@ def main() -> None:
         f"{'':22} {'encrypt':>10} {'NumPy':>9} {'ratio':>6} {'copy':>10} {'of copy':>8}"
         f" {'set':>7} {'encrypt +':>10} {'NumPy +':>9}"
     )
-    print(f"{'':22} {'images/s':>10} {'images/s':>9} {'':6} {'images/s':>10} {'':8} {'MB':>7} {'MB':>10} {'MB':>9}")
+    units = ("images/s", "images/s", "", "images/s", "", "MB", "MB", "MB")
+    widths = (10, 9, 6, 10, 8, 7, 10, 9)
+    print(" " * 22, *(f"{u:>{w}}" for u, w in zip(units, widths, strict=True)))
     for name in CASES:
         output = subprocess.run(
             [sys.executable, __file__, name], check=True, capture_output=True, text=True

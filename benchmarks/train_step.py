@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py [--batch-size 32] [--repetitions 15]
 
-Steps of the vanilla and of the hidden experiment alternate; printed are the medians, the median of the
-paired ratios, and the time of hiding alone, which a step on a noisy machine cannot resolve.
+Steps of the vanilla and of the hidden experiment alternate; printed are the medians, the median of
+the paired ratios, and the time of hiding alone, which a step on a noisy machine cannot resolve.
 """
 
 import argparse
@@ -95,7 +95,10 @@ def main() -> None:
         for name, (one_step, one_batch) in runs.items():
             steps[name].append(seconds(one_step))
             batches[name].append(seconds(one_batch))
-    print(f"ResNet-18, batch {arguments.batch_size}, {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    print(
+        f"ResNet-18, batch {arguments.batch_size}, {jax.devices()[0].device_kind}, "
+        f"jax {jax.__version__}"
+    )
     print(f"{'':12} {'step ms':>9} {'paired ratio':>13} {'hiding ms':>10} {'of the step':>12}")
     for name in runs:
         ratio = np.median(np.divide(steps[name], steps["vanilla"]))

@@ -6,14 +6,14 @@
     instahide prepare public-pool --source PHOTOS --out data/photos32.npy
     python train.py configs/cifar10.py:cross
 
-Variants: default (= inside), vanilla, mixup, inside, cross: ResNet-18, SGD 0.1, batch 128, 200 epochs,
-divided by 10 at 100 and 150, as published. With the suffix `_short`: 30 epochs of a cosine. With the
-suffix `_cpu`: a small ResNet for 5 epochs, for machines without an accelerator. Measured accuracies are in
-README.md.
+Variants: default (= inside), vanilla, mixup, inside, cross: ResNet-18, SGD 0.1, batch 128, 200
+  epochs,
+divided by 10 at 100 and 150, as published. With the suffix `_short`: 30 epochs of a cosine. With
+the suffix `_cpu`: a small ResNet for 5 epochs, for machines without an accelerator. Measured
+accuracies are in README.md.
 """
 
 from dataclasses import replace
-from typing import Any
 
 from instahide_jax import InstaHide, NoHiding
 from instahide_jax.config import Cosine, Experiment, Sgd, StepDecay

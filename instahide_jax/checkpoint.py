@@ -108,7 +108,7 @@ class Checkpoints:
             try:
                 state = self.restore(abstract, step, sharding)
             except InputError as error:
-                _log.warning("%s; trying the one before", error)
+                _log.warning("%s; trying the one before", str(error))  # keep no frames alive
                 continue
             for damaged in steps[steps.index(step) + 1 :]:
                 self._manager.delete(damaged)

@@ -90,9 +90,9 @@ class EncryptArguments:
     split: str = "train"
     """Split of a TFDS data set."""
     data_dir: str | None = None
-    """Folder of TFDS data sets. Default: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    """The TFDS folder. Default: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     size: int | None = None
-    """Side in pixels to which the images of a folder are resized; needed where their sizes differ."""
+    """Side in pixels to which a folder's images are resized; needed where their sizes differ."""
     batch_size: int = 1024
     """Encryptions made at once; bounds the memory."""
 

@@ -146,8 +146,8 @@ class Experiment:
 def load_config(reference: str) -> Experiment:
     """The experiment that "configs/mnist5k.py" or "configs/mnist5k.py:inside" names.
 
-    A config file defines one function per variant, each without arguments and with an `Experiment` as
-    its result; `default` is used where the reference names none.
+    A config file defines one function per variant, each without arguments and with an `Experiment`
+    as its result; `default` is used where the reference names none.
 
     Raises:
       InputError: for an unknown file or variant, with the nearest name.

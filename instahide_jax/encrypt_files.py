@@ -35,13 +35,14 @@ def encrypt_dataset(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Stream a data set through `encrypt`, batch by batch.
 
-    Extra memory is constant: a batch with its partners, and 4 bytes per image for each partner's number.
-    The arrays may be memory maps. Every image is a mixture's own image once per pass, and in every pass is
-    used exactly `num_private` times; each pass has fresh partners, coefficients and masks.
+    Extra memory is constant: a batch with its partners, and 4 bytes per image for each partner's
+    number. The arrays may be memory maps. Every image is a mixture's own image once per pass, and
+    in every pass is used exactly `num_private` times; each pass has fresh partners, coefficients
+    and masks.
 
-    The key of every encryption depends on the secret, on the content of data and pool, on the scheme
-    and on the pass: another data set under the same secret shares no one-time key, and the same call
-    gives the same encryptions again.
+    The key of every encryption depends on the secret, on the content of data and pool, on the
+    scheme and on the pass: another data set under the same secret shares no one-time key, and the
+    same call gives the same encryptions again.
 
     Args:
       secret: the owner's secret.
@@ -53,8 +54,8 @@ def encrypt_dataset(
       progress: show a progress bar.
 
     Yields:
-      "image" [B, H, W, C] of scheme.dtype and "label" float32 [B, classes]: pass by pass in the order of
-      the data.
+      "image" [B, H, W, C] of scheme.dtype and "label" float32 [B, classes]: pass by pass in the
+      order of the data.
 
     Raises:
       InputError: for arguments out of range, and whatever `encrypt` refuses.
@@ -127,8 +128,8 @@ def write_encrypted(
 ) -> None:
     """Write streamed encryptions to one file that is whole or absent.
 
-    PATH.npz holds "image", "label" and "description" (a JSON text). PATH.npy holds the images, beside
-    it PATH.labels.npy and PATH.json, which are in place before it.
+    PATH.npz holds "image", "label" and "description" (a JSON text). PATH.npy holds the images,
+    beside it PATH.labels.npy and PATH.json, which are in place before it.
 
     Args:
       path: ends in .npz or .npy.

@@ -26,7 +26,7 @@ class Scores(NamedTuple):
 
     loss: float
     accuracy: float
-    count: int
+    num_images: int
 
 
 def evaluate_split(
@@ -79,11 +79,11 @@ def encrypted_accuracies(
     public_pool: np.ndarray | None,
     counts: Sequence[int],
 ) -> dict[int, float]:
-    """Accuracy of predictions averaged over T encryptions of every test image, for each T in `counts`.
+    """Accuracy of predictions averaged over T encryptions of every test image, per T in `counts`.
 
-    The owner of the data asks about an image without showing it (Huang et al. 2020, section 3.3): each
-    encryption has fresh coefficients, mask and partners, public ones from the pool and private ones from
-    the owner's training images; class probabilities are averaged.
+    The owner of the data asks about an image without showing it (Huang et al. 2020, section 3.3):
+    each encryption has fresh coefficients, mask and partners, public ones from the pool and private
+    ones from the owner's training images; class probabilities are averaged.
 
     Args:
       experiment: tells the crop.

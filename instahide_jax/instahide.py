@@ -66,8 +66,8 @@ class InstaHide(NoHiding):
             raise InputError(f"min_private_mass is {self.min_private_mass}; it must lie in [0, 1)")
         if self.min_private_mass > self.num_private * self.max_coefficient:
             raise InputError(
-                f"min_private_mass is {self.min_private_mass}, more than {self.num_private} private "
-                f"images of at most {self.max_coefficient} can sum to; lower it or raise max_coefficient"
+                f"min_private_mass is {self.min_private_mass}, more than {self.num_private} images "
+                f"of at most {self.max_coefficient} can sum to; lower it or raise max_coefficient"
             )
         if not 0 <= self.min_own_coefficient <= self.max_coefficient:
             raise InputError(
@@ -343,20 +343,20 @@ def _check(
     if scheme.num_public:
         if public_pool is None:
             raise InputError(
-                f"k={scheme.k} with {scheme.num_private} private images needs a public pool of at least "
-                f"{scheme.num_public} images; pass public_pool, or use InstaHide.inside"
+                f"k={scheme.k} with {scheme.num_private} private images needs a public pool of at "
+                f"least {scheme.num_public} images; pass public_pool, or use InstaHide.inside"
             )
         pools["public_pool"] = public_pool
     for name, pool in pools.items():
         if pool.shape[1:] != image.shape[1:] or pool.dtype != image.dtype:
             raise InputError(
-                f"{name} holds {pool.dtype} images of shape {pool.shape[1:]}, the batch {image.dtype} "
-                f"of {image.shape[1:]}; they must be alike"
+                f"{name} holds {pool.dtype} images of shape {pool.shape[1:]}, the batch "
+                f"{image.dtype} of {image.shape[1:]}; they must be alike"
             )
     if public_pool is not None and public_pool.shape[0] < scheme.num_public:
         raise InputError(
-            f"public_pool has {public_pool.shape[0]} images; every mixture needs {scheme.num_public} "
-            "distinct ones"
+            f"public_pool has {public_pool.shape[0]} images; every mixture needs "
+            f"{scheme.num_public} distinct ones"
         )
     num_candidates = candidates["image"].shape[0]
     if partners is None and num_candidates < scheme.num_private:

@@ -45,7 +45,7 @@ class CoefficientLaw(NamedTuple):
 
     @property
     def words_per_round(self) -> int:
-        """Random words of one round of candidates: as many candidates as 16 words give, at least 1."""
+        """Words of one round of candidates: as many candidates as 16 words give, at least 1."""
         return self.k * max(1, 16 // self.k)
 
 

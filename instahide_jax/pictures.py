@@ -13,9 +13,7 @@ from instahide_jax.metrics import read_metrics
 matplotlib.use("Agg")
 
 
-def save_samples(
-    path: Path, columns: dict[str, np.ndarray], labels: list[str], note: str
-) -> None:
+def save_samples(path: Path, columns: dict[str, np.ndarray], labels: list[str], note: str) -> None:
     """Images side by side, one row per example.
 
     The picture shows private images: it is for their owner.

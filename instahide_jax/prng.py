@@ -115,7 +115,7 @@ def _split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return _child(key, counter, _Purpose.SPLIT).reshape(*shape, _KEY_WORDS)
 
 
-def _fold_in(key: jax.Array, data: jax.Array) -> jax.Array:
+def _fold_in(key: jax.Array, data: Any) -> jax.Array:
     return _child(key, jnp.asarray(data, jnp.uint32), _Purpose.FOLD)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from instahide_jax import prng
@@ -105,7 +106,7 @@ def unwrap(key: Any) -> jax.Array:
 
 
 def _from_bytes(data: bytes) -> SecretKey:
-    words = np.frombuffer(data, "<u4").copy()
+    words = jnp.asarray(np.frombuffer(data, "<u4").copy())
     return SecretKey(jax.random.wrap_key_data(words, impl=prng.chacha20))
 
 
@@ -155,8 +156,8 @@ def read_secret(path: str | Path) -> SecretKey:
             content = file.read(4 * SECRET_BYTES)
     except FileNotFoundError:
         raise InputError(
-            f"secret file {path} is missing; without it this run's data cannot be hidden as before: "
-            "restore the file, or start a new run in another folder"
+            f"secret file {path} is missing; without it this run's data cannot be hidden as "
+            "before: restore the file, or start a new run in another folder"
         ) from None
     except OSError as error:
         raise InputError(f"secret file {path} cannot be read: {error.strerror}") from None

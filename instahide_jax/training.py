@@ -76,8 +76,10 @@ class Private(NamedTuple):
     this_pass: Pass | None
 
 
-def make_optimizer(config: Sgd, steps_per_epoch: int, total_steps: int) -> optax.GradientTransformation:
-    """SGD with momentum and coupled weight decay; with accumulation, one update per several steps."""
+def make_optimizer(
+    config: Sgd, steps_per_epoch: int, total_steps: int
+) -> optax.GradientTransformation:
+    """SGD with momentum and coupled weight decay; accumulated, one update per several steps."""
     updates = config.accumulate  # schedules count updates, not steps
     warmup = round(config.schedule.warmup_epochs * steps_per_epoch / updates)
     total = max(1, total_steps // updates)
@@ -118,8 +120,8 @@ def _hide_from_dataset(
 ) -> Batch:
     """Hide images whose partners come from the whole set in memory; runs on one device's rows.
 
-    The key is that of the pass and a row's number is its image's, so every image is hidden under its own
-    key once per pass.
+    The key is that of the pass and a row's number is its image's, so every image is hidden under
+    its own key once per pass.
     """
     private: Private = shared["private"]
     rows, view_key = split["rows"], shared["view_key"]
@@ -179,12 +181,10 @@ def make_hide(
     from_batch = device_map(partial(_hide_from_batch, scheme, config), mesh, config.device_map)
     size = config.batch_size
 
-    def hide(
-        keys: Keys, step: jax.Array, private: Private, public_pool: jax.Array | None
-    ) -> Batch:
+    def hide(keys: Keys, step: jax.Array, private: Private, public_pool: jax.Array | None) -> Batch:
         view_key = jax.random.fold_in(keys.seed, 1)
         position = jnp.arange(size, dtype=jnp.int32)
-        shared = {"public_pool": public_pool}
+        shared: dict[str, Any] = {"public_pool": public_pool}
         if private.this_pass is None:
             shared |= {"secret": keys.secret.fold_in(step), "view_key": view_key}
             numbers = step.astype(jnp.uint32) * size + position.astype(jnp.uint32)

@@ -45,6 +45,11 @@ class Augment:
         return (self.size, self.size, image_shape[2])
 
 
+def _shape_of(images: jax.Array) -> tuple[int, int, int]:
+    _, height, width, channels = images.shape
+    return height, width, channels
+
+
 def augment(config: Augment, key: jax.Array, images: jax.Array, numbers: jax.Array) -> jax.Array:
     """One random view of every image, a pure function of key and image number.
 
@@ -61,7 +66,7 @@ def augment(config: Augment, key: jax.Array, images: jax.Array, numbers: jax.Arr
     """
     if config == Augment():
         return images
-    height, width, _ = config.output_shape(images.shape[1:])
+    height, width, _ = config.output_shape(_shape_of(images))
     pad = config.padding
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
@@ -78,7 +83,7 @@ def augment(config: Augment, key: jax.Array, images: jax.Array, numbers: jax.Arr
 
 def centre(config: Augment, images: jax.Array) -> jax.Array:
     """The central crop, for evaluation: [B, H, W, C] to [B, h, w, C]."""
-    height, width, _ = config.output_shape(images.shape[1:])
+    height, width, _ = config.output_shape(_shape_of(images))
     top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
     if top < 0 or left < 0:
         raise InputError(

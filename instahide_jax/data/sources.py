@@ -138,7 +138,9 @@ class TfdsStream(DataConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mean is None:
-            raise InputError("data.mean and data.std of a streamed data set are not measured; set both")
+            raise InputError(
+                "data.mean and data.std of a streamed data set are not measured; set both"
+            )
 
     def load(self) -> Dataset:
         train, validation, test = (
@@ -189,7 +191,9 @@ def hold_out(arrays: Arrays, count: int) -> tuple[Arrays, Arrays]:
     """
     size = len(arrays.labels)
     if not 0 <= count < size:
-        raise InputError(f"{count} images are to be held out of {size}; hold out at most {size - 1}")
+        raise InputError(
+            f"{count} images are to be held out of {size}; hold out at most {size - 1}"
+        )
     by_class = np.argsort(arrays.labels, kind="stable")
     chosen = np.zeros(size, bool)
     chosen[by_class[np.arange(count) * size // max(1, count)]] = True
@@ -222,7 +226,9 @@ def _in_memory(config: DataConfig, train: Arrays, test: Arrays, validation: int)
 class PoolConfig:
     """Base of all public pools."""
 
-    def load(self, dataset: Dataset, shape: tuple[int, int, int]) -> tuple[np.ndarray, Dataset, str]:
+    def load(
+        self, dataset: Dataset, shape: tuple[int, int, int]
+    ) -> tuple[np.ndarray, Dataset, str]:
         """The pool, uint8 [M, H, W, C], the private data without it, and the pool's identity.
 
         Args:
@@ -245,7 +251,9 @@ class PoolFile(PoolConfig):
 
     path: str = "data/photos.npy"
 
-    def load(self, dataset: Dataset, shape: tuple[int, int, int]) -> tuple[np.ndarray, Dataset, str]:
+    def load(
+        self, dataset: Dataset, shape: tuple[int, int, int]
+    ) -> tuple[np.ndarray, Dataset, str]:
         pool = load_public_pool(Path(self.path), shape)
         return pool, dataset, hashlib.sha256(np.ascontiguousarray(pool).data).hexdigest()
 
@@ -260,7 +268,9 @@ class PoolHeldOut(PoolConfig):
 
     count: int = 1000
 
-    def load(self, dataset: Dataset, shape: tuple[int, int, int]) -> tuple[np.ndarray, Dataset, str]:
+    def load(
+        self, dataset: Dataset, shape: tuple[int, int, int]
+    ) -> tuple[np.ndarray, Dataset, str]:
         if not isinstance(dataset.train, Arrays):
             raise InputError("a public pool is held out of data in memory only; use PoolFile")
         private, public = hold_out(dataset.train, self.count)
@@ -283,7 +293,9 @@ class PoolTfds(PoolConfig):
     split: str = "train"
     data_dir: str | None = None
 
-    def load(self, dataset: Dataset, shape: tuple[int, int, int]) -> tuple[np.ndarray, Dataset, str]:
+    def load(
+        self, dataset: Dataset, shape: tuple[int, int, int]
+    ) -> tuple[np.ndarray, Dataset, str]:
         arrays = load_arrays(self.name, self.split, self.data_dir)
         _check_pool_shape(arrays.images, shape)
         return arrays.images, dataset, arrays.identity

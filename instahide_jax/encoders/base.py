@@ -1,9 +1,9 @@
 """What an encoder is, and the one place that knows Flax NNX's split and merge.
 
-An encoder is a frozen dataclass of hyper-parameters with a method `build` that makes an NNX module; the
-module maps images to features. A linear head maps features to logits; schemes that hide features act
-between the two. `make_model` turns both into pure functions on pytrees: modules are split once, so that a
-training step is one `jax.jit` dispatch.
+An encoder is a frozen dataclass of hyper-parameters with a method `build` that makes an NNX module;
+the module maps images to features. A linear head maps features to logits; schemes that hide
+features act between the two. `make_model` turns both into pure functions on pytrees: modules are
+split once, so that a training step is one `jax.jit` dispatch.
 """
 
 from collections.abc import Callable
@@ -69,9 +69,7 @@ class Model(NamedTuple):
     logits: Callable[[Tree, jax.Array], jax.Array]
 
 
-def make_model(
-    config: EncoderConfig, image_shape: tuple[int, int, int], num_classes: int
-) -> Model:
+def make_model(config: EncoderConfig, image_shape: tuple[int, int, int], num_classes: int) -> Model:
     """Split an encoder and its linear head into pure functions.
 
     Args:
@@ -97,7 +95,8 @@ def make_model(
 
     def init(key: jax.Array) -> Variables:
         encoder_key, head_key = jax.random.split(key)
-        _, params, stats = nnx.split(build_encoder(encoder_key), nnx.Param, nnx.BatchStat)
+        module = build_encoder(encoder_key)
+        params, stats = nnx.state(module, nnx.Param), nnx.state(module, nnx.BatchStat)
         example = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         variables = Variables({"encoder": params}, stats)
         features, _ = jax.eval_shape(lambda v, x: forward(v, x, False, None), variables, example)

@@ -29,9 +29,7 @@ class ConvNet(EncoderConfig):
         if not self.widths or min(self.widths) < 1:
             raise InputError(f"widths is {self.widths}; give at least one width of at least 1")
         if len(self.strides) != len(self.widths) or min(self.strides) < 1:
-            raise InputError(
-                f"strides is {self.strides}; give one of at least 1 for each of widths {self.widths}"
-            )
+            raise InputError(f"strides is {self.strides}; give one of at least 1 for each width")
 
     def build(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> nnx.Module:
         return _ConvNet(self, image_shape[2], rngs)

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-# Batch normalisation follows and rescales every convolution, so only the spread of the gradients matters:
-# variance 2 / fan_out (He et al. 2015, section 2.2).
+# Batch normalisation follows and rescales every convolution, so only the spread of the gradients
+# matters: variance 2 / fan_out (He et al. 2015, section 2.2).
 _CONV_INIT = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 

@@ -18,8 +18,8 @@ class ResNet(EncoderConfig):
     """A ResNet of basic blocks (He et al. 2016).
 
     Attributes:
-      blocks: blocks per stage; (2, 2, 2, 2) is ResNet-18. From the second stage on the first block halves
-        the image.
+      blocks: blocks per stage; (2, 2, 2, 2) is ResNet-18. From the second stage on the first block
+        halves the image.
       width: channels of the first stage; every stage doubles them.
       form: "published" is the network that the InstaHide code calls ResNet18, a hybrid: a stem with
         batch normalisation and ReLU, then pre-activation blocks, and no normalisation before
@@ -49,7 +49,7 @@ class ResNet(EncoderConfig):
         return _ResNet(self, image_shape[2], rngs)
 
 
-def ResNet18(**settings: Any) -> ResNet:  # noqa: N802 - named as the architecture
+def ResNet18(**settings: Any) -> ResNet:  # named as the architecture
     """ResNet-18; by default in the published form."""
     return ResNet(**settings)
 
@@ -72,7 +72,7 @@ class _PostActivationBlock(nnx.Module):
 
 
 class _PreActivationBlock(nnx.Module):
-    """Normalise, activate, convolve, twice; a changed shape is carried past from the activated input."""
+    """Normalise, activate, convolve, twice; where the shape changes, the shortcut is activated."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dtype: str, rngs: nnx.Rngs):
         self.norm1 = norm(inputs, dtype=dtype, rngs=rngs)
