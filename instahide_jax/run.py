@@ -59,16 +59,19 @@ def open_run(
     """
     mark = fingerprint(experiment, identities, version("instahide-jax"))
     resumed = _check_same(folder, experiment, mark)
-    _make_writable(folder)
+    path = secret_file or default_secret_file(folder)
+    secret = None  # whatever is wrong with it is found before the folder is made
     if experiment.insecure_seed is not None:
         secret = insecure_secret(experiment.insecure_seed)
         kind = f"INSECURE, integer seed {experiment.insecure_seed}: nothing is protected"
     else:
-        path = secret_file or default_secret_file(folder)
-        if not resumed and not path.exists():
-            write_secret(path, secret_key())
-        secret = read_secret(path)
         kind = "256 bits from the operating system"
+        if resumed or path.exists():
+            secret = read_secret(path)
+    _make_writable(folder)
+    if secret is None:
+        write_secret(path, secret_key())
+        secret = read_secret(path)
     if not resumed:
         described = {
             "fingerprint": mark.hex(),
