@@ -25,7 +25,6 @@ import numpy as np
 from instahide_jax.arguments import parse_args
 from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.config import Experiment, load_config
-from instahide_jax.data.augment import centre
 from instahide_jax.data.embedded import Arrays
 from instahide_jax.data.sources import Dataset
 from instahide_jax.data.streaming import prefetch_to_device, stream_batches
@@ -68,17 +67,22 @@ def main() -> None:
     optimizer = make_optimizer(experiment.optimizer, steps_per_epoch, total_steps)
     train_step = make_train_step(experiment, scheme, model, optimizer, mesh)
     evaluate = make_evaluate(experiment, scheme, model)
-    run = open_run(workdir, experiment, identities, secret_file)  # nothing is written before
+
+    seed_key = jax.random.key(experiment.seed)
+    fresh = jax.eval_shape(partial(init_state, model, optimizer), seed_key)
+    image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.uint8)
+    label, valid = jax.ShapeDtypeStruct((1,), np.int32), jax.ShapeDtypeStruct((1,), bool)
+    jax.eval_shape(evaluate, fresh.params, fresh.stats, image, label, valid)
+    run = open_run(workdir, experiment, identities, secret_file)  # all is checked: start writing
 
     whole = replicated(mesh)
-    seed_key = jax.random.key(experiment.seed)
     keys = jax.device_put(Keys(run.secret, jax.random.fold_in(seed_key, 1)), whole)
     pool = None if public_pool is None else jax.device_put(public_pool, whole)
     init = jax.jit(
         partial(init_state, model, optimizer), out_shardings=whole, compiler_options=FAST_COMPILE
     )
     checkpoints = Checkpoints(run.folder / "checkpoints")
-    state = checkpoints.restore_newest(jax.eval_shape(init, seed_key), whole)
+    state = checkpoints.restore_newest(fresh, whole)
     if state is None:
         state = init(jax.random.fold_in(seed_key, 0))
     start = int(state.step)
@@ -163,8 +167,6 @@ def open_data(experiment: Experiment) -> tuple[Dataset, np.ndarray | None, list[
     streamed = not isinstance(dataset.train, Arrays)
     if streamed and experiment.partners == "dataset" and experiment.scheme.num_partners:
         raise InputError("partners 'dataset' needs data in memory; a stream needs 'batch'")
-    one_image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.uint8)
-    jax.eval_shape(partial(centre, experiment.augment), one_image)  # evaluation needs it later
     return dataset, pool, [dataset.identity, identity]
 
 

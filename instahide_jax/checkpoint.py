@@ -34,8 +34,8 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
-        # Without a handler given, Orbax looks into the newest checkpoint for what it holds, and where
-        # that one is damaged it reads none of the others.
+        # Without a handler given, Orbax looks into the newest checkpoint for what it holds, and
+        # where that one is damaged it reads none of the others.
         self._manager = ocp.CheckpointManager(
             folder.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
         )

@@ -55,11 +55,20 @@ class NoHiding:
         return 0
 
     def for_data(self, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
-        """The same scheme with the data set's statistics, where it names none of its own."""
+        """The same scheme with the data set's statistics, where it names none of its own.
+
+        Raises:
+          InputError: if it names another number of classes.
+        """
+        if self.num_classes not in (None, num_classes):
+            raise InputError(
+                f"the scheme's num_classes is {self.num_classes} but the data set has "
+                f"{num_classes} classes; leave it out"
+            )
         own_statistics = self.mean is not None
         return replace(
             self,
-            num_classes=self.num_classes or num_classes,
+            num_classes=num_classes,
             mean=self.mean if own_statistics else mean,
             std=self.std if own_statistics else std,
         )
