@@ -108,7 +108,8 @@ def _check_same(folder: Path, experiment: Experiment, mark: bytes) -> bool:
             f"{folder} holds another experiment ({'; '.join(changed)}); "
             "use the same settings to resume it, or another --workdir"
         )
-    if _read_json(folder / _RUN)["fingerprint"] != mark.hex():
+    described = _read_json(folder / _RUN)
+    if not isinstance(described, dict) or described.get("fingerprint") != mark.hex():
         raise InputError(
             f"{folder} was started on other data or with another version of instahide-jax; "
             "its one-time keys must not meet other images: use another --workdir"

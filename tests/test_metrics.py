@@ -1,0 +1,75 @@
+"""The metrics file: cut off, resumed, rounded."""
+
+import json
+
+import pytest
+
+from instahide_jax.metrics import MetricWriter, progress_bar, read_metrics
+
+
+def _write(folder, resume_step, steps):
+    writer = MetricWriter(folder, resume_step)
+    for step in steps:
+        writer.write(step, loss=step / 3)
+    writer.close()
+    return (folder / "metrics.jsonl").read_text()
+
+
+def test_lines_are_json_and_rounded_to_6_digits(tmp_path):
+    text = _write(tmp_path, 0, [1, 2])
+    assert text == '{"step": 1, "loss": 0.333333}\n{"step": 2, "loss": 0.666667}\n'
+    writer = MetricWriter(tmp_path, 2)
+    writer.write(3, images_per_s=1234567.8, loss=1.2345678e-9)
+    writer.close()
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert last == {"step": 3, "images_per_s": 1234570.0, "loss": 1.23457e-9}
+
+
+def test_lines_are_on_the_disk_at_once(tmp_path):
+    writer = MetricWriter(tmp_path, 0)
+    writer.write(1, loss=1.0)
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
+    writer.close()
+
+
+@pytest.mark.parametrize("cut", range(1, 31))
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path, cut):
+    text = _write(tmp_path, 0, [1, 2])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(text[:-cut])
+    expected = [1] if cut <= text[::-1].index("\n", 1) else []
+    assert [line["step"] for line in read_metrics(path)] == expected
+
+
+def test_resuming_cuts_the_file_and_writes_the_same_again(tmp_path):
+    whole = _write(tmp_path, 0, range(1, 9))
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 9, "lo')
+    assert _write(tmp_path, 5, []) == "".join(whole.splitlines(keepends=True)[:5])
+    assert _write(tmp_path, 5, [6, 7, 8]) == whole
+    assert _write(tmp_path, 0, []) == ""
+
+
+def test_no_file_has_no_lines(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_tensorboard_gets_the_same_values(tmp_path):
+    pytest.importorskip("tensorboardX")
+    _write(tmp_path, 0, [1])
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"loss" in events.read_bytes()
+
+
+def test_metrics_do_not_need_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert json.loads(_write(tmp_path, 0, [1]))["step"] == 1
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_progress_bar_starts_where_a_run_resumes(capsys):
+    bar = progress_bar(10, 4, "train")
+    bar.update()
+    bar.close()
+    assert "5/10" in capsys.readouterr().err
