@@ -7,6 +7,7 @@ with fresh coefficients, masks and partners, and the predictions are averaged. R
 and written to eval.json in the run folder.
 """
 
+import logging
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +49,7 @@ class Arguments:
 
 
 def main() -> None:
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every folder it opens
     arguments = parse_args(Arguments, sys.argv[1:], prog="eval.py")
     experiment = read_experiment(arguments.run)
     dataset = experiment.data.load()

@@ -10,6 +10,7 @@ bit for bit.
 """
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -54,6 +55,7 @@ FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 def main() -> None:
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every folder it opens
     experiment, workdir, secret_file = parse_command_line(sys.argv[1:])
     mesh = make_mesh()
     check_batch_size(experiment.batch_size, mesh)
