@@ -206,7 +206,7 @@ def from_json(value: Any) -> Any:
         return value
     fields = {name: from_json(item) for name, item in value.items() if name != "class"}
     try:
-        module, name = value["class"].split(":")
+        module, _, name = value["class"].partition(":")
         kind = getattr(importlib.import_module(module), name)
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
             raise TypeError(f"{name} is no configuration class")

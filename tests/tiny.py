@@ -159,7 +159,7 @@ def write_tfds(data_dir: Any, name: str, splits: dict[str, Arrays]) -> None:
         "label": tfds.features.ClassLabel(names=list(first.class_names)),
     }
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class TinySet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self) -> Any:
@@ -178,5 +178,5 @@ def write_tfds(data_dir: Any, name: str, splits: dict[str, Arrays]) -> None:
                 )
                 yield i, {"image": file.getvalue(), "label": int(label)}
 
-    Builder.name = name
-    Builder(data_dir=data_dir, file_format="array_record").download_and_prepare()
+    TinySet.name = name
+    TinySet(data_dir=data_dir, file_format="array_record").download_and_prepare()

@@ -1,0 +1,207 @@
+"""Data sets and pools as configurations: what they load, hold out and refuse."""
+
+import numpy as np
+import pytest
+from tiny import labelled, pixels, write_tfds
+
+from instahide_jax.data.embedded import make_arrays
+from instahide_jax.data.sources import (
+    Dataset,
+    Mnist5k,
+    PoolConfig,
+    PoolFile,
+    PoolHeldOut,
+    PoolTfds,
+    Statistics,
+    TfdsImages,
+    TfdsStream,
+    hold_out,
+    measure_statistics,
+)
+from instahide_jax.errors import InputError
+
+SHAPE = (8, 8, 3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Prepared sets: colour, greyscale, and one whose two splits differ."""
+    root = tmp_path_factory.mktemp("tfds")
+    write_tfds(root, "colour", {"train": labelled(60), "test": labelled(20, seed=1)})
+    grey = (8, 8, 1)
+    write_tfds(root, "grey", {"train": labelled(40, grey), "test": labelled(8, grey, seed=1)})
+    return str(root)
+
+
+def _dataset(arrays):
+    shape = arrays.images.shape[1:]
+    return Dataset(arrays, arrays, arrays, Statistics((0.5,), (0.5,)), shape, arrays.identity)
+
+
+def _rows(*arrays):
+    return sorted(image.tobytes() for part in arrays for image in part.images)
+
+
+# Held out
+
+
+@pytest.mark.parametrize("count", [1, 4, 10, 39])
+def test_hold_out_is_complete_disjoint_and_takes_from_every_class_its_share(count):
+    labels = np.array([0] * 20 + [1] * 12 + [2] * 8)[np.random.default_rng(0).permutation(40)]
+    arrays = make_arrays(pixels(40, 4, 4, 1), labels, 3, "abc")
+    kept, held = hold_out(arrays, count)
+    assert (len(kept.labels), len(held.labels)) == (40 - count, count)
+    assert _rows(kept, held) == _rows(arrays)
+    shares = np.bincount(held.labels, minlength=3) - count * np.array([20, 12, 8]) / 40
+    assert np.abs(shares).max() < 1
+    where = [arrays.images.tolist().index(image.tolist()) for image in held.images]
+    assert where == sorted(where)
+    np.testing.assert_array_equal(arrays.labels[where], held.labels)
+    assert len({arrays.identity, kept.identity, held.identity}) == 3
+    again = hold_out(arrays, count)
+    assert (again[0].identity, again[1].identity) == (kept.identity, held.identity)
+
+
+def test_hold_out_of_nothing_and_too_much():
+    arrays = labelled(8)
+    kept, held = hold_out(arrays, 0)
+    assert (kept.identity, len(held.labels)) == (arrays.identity, 0)
+    for count in (-1, 8, 9):
+        with pytest.raises(InputError, match=f"{count} images .* of 8; hold out at most 7"):
+            hold_out(arrays, count)
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_statistics_are_those_of_numpy(channels):
+    images = pixels(50, 6, 5, channels) // np.arange(1, channels + 1, dtype=np.uint8)
+    found = measure_statistics(images)
+    np.testing.assert_allclose(found.mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(found.std, (images / 255).std(axis=(0, 1, 2)), rtol=1e-12)
+    floats = measure_statistics((images / 255).astype(np.float32))
+    np.testing.assert_allclose(floats, found, rtol=1e-6)
+
+
+def test_a_constant_channel_standardises_to_zero():
+    assert measure_statistics(np.full((4, 2, 2, 1), 51, np.uint8)) == ((0.2,), (1.0,))
+
+
+# Data sets
+
+
+def test_mnist5k():
+    data = Mnist5k(validation=200).load()
+    assert [len(s.labels) for s in (data.train, data.validation, data.test)] == [3800, 200, 1000]
+    np.testing.assert_array_equal(np.bincount(data.validation.labels), 20)
+    np.testing.assert_array_equal(np.bincount(data.test.labels), 100)
+    assert data.image_shape == (28, 28, 1)
+    np.testing.assert_allclose(data.statistics, measure_statistics(data.train.images))
+    assert not set(_rows(data.train)) & set(_rows(data.validation, data.test))
+    given = Mnist5k(mean=(0.1,), std=(0.3,)).load()
+    assert given.statistics == ((0.1,), (0.3,))
+    assert given.identity == data.identity == data.train.identity
+
+
+@pytest.mark.parametrize(("name", "channels", "size"), [("colour", 3, 60), ("grey", 1, 40)])
+def test_tfds_in_memory(folder, name, channels, size):
+    data = TfdsImages(name=name, validation=12, data_dir=folder).load()
+    assert data.train.images.shape == (size - 12, 8, 8, channels)
+    assert data.image_shape == (8, 8, channels)
+    assert len(data.statistics.mean) == channels
+    np.testing.assert_array_equal(np.bincount(data.validation.labels), 3)
+    expected = labelled(size, (8, 8, channels))
+    assert _rows(data.train, data.validation) == _rows(expected)
+    other = TfdsImages(name=name, validation=13, data_dir=folder).load()
+    assert other.identity != data.identity
+
+
+def test_tfds_stream(folder):
+    config = TfdsStream(
+        mean=(0.5,),
+        std=(0.5,),
+        name="colour",
+        train="train[:40]",
+        validation="train[40:]",
+        test="test",
+        resize=6,
+        data_dir=folder,
+    )
+    data = config.load()
+    sizes = [s.num_examples for s in (data.train, data.validation, data.test)]
+    assert sizes == [40, 20, 20]
+    assert data.image_shape == (6, 6, 3)
+    assert data.identity == data.train.identity
+
+
+@pytest.mark.parametrize("validation", [0, -3, 60])
+def test_impossible_validation(folder, validation):
+    with pytest.raises(InputError, match=f"{validation}"):
+        TfdsImages(name="colour", validation=validation, data_dir=folder).load()
+
+
+def test_splits_of_different_shapes(folder, monkeypatch):
+    arrays = {"train": labelled(40), "test": labelled(8, (8, 6, 3))}
+    monkeypatch.setattr(
+        "instahide_jax.data.sources.load_arrays", lambda name, split, data_dir: arrays[split]
+    )
+    with pytest.raises(InputError, match=r"training images are \(8, 8, 3\), test .* \(8, 6, 3\)"):
+        TfdsImages(validation=4).load()
+
+
+# Public pools
+
+
+def test_held_out_pool_is_no_longer_trained_on():
+    arrays = labelled(40)
+    pool, data, identity = PoolHeldOut(12).load(_dataset(arrays), SHAPE)
+    assert pool.shape == (12, *SHAPE)
+    public = [image.tobytes() for image in pool]
+    assert sorted(_rows(data.train) + public) == _rows(arrays)
+    np.testing.assert_array_equal(np.bincount(data.train.labels), 7)
+    assert data.identity == data.train.identity != arrays.identity
+    assert identity != data.identity
+    assert data.test is data.validation is arrays
+
+
+def test_pool_of_another_data_set(folder):
+    arrays = labelled(40)
+    pool, data, identity = PoolTfds(name="colour", data_dir=folder).load(_dataset(arrays), SHAPE)
+    np.testing.assert_array_equal(pool, labelled(60).images)
+    assert data.train is arrays
+    assert identity == labelled(60).identity
+
+
+def test_pool_of_a_file(tmp_path):
+    images = pixels(9, *SHAPE)
+    np.save(tmp_path / "pool.npy", images)
+    config = PoolFile(str(tmp_path / "pool.npy"))
+    pool, _, identity = config.load(_dataset(labelled(8)), SHAPE)
+    np.testing.assert_array_equal(pool, images)
+    np.save(tmp_path / "pool.npy", images[::-1])
+    assert config.load(_dataset(labelled(8)), SHAPE)[2] != identity
+
+
+def test_pools_of_another_shape(folder, tmp_path):
+    data = _dataset(labelled(40))
+    np.save(tmp_path / "pool.npy", pixels(9, 8, 8, 1))
+    pools = [
+        PoolTfds(name="grey", data_dir=folder),
+        PoolHeldOut(4),
+        PoolFile(str(tmp_path / "pool.npy")),
+    ]
+    for pool in pools:
+        with pytest.raises(InputError, match=r"holds images of .*\(.*; "):
+            pool.load(data, (6, 6, 3))
+
+
+def test_nothing_is_held_out_of_a_stream():
+    data = _dataset(labelled(8))._replace(train=object())
+    with pytest.raises(InputError, match="held out of data in memory only; use PoolFile"):
+        PoolHeldOut(2).load(data, SHAPE)
+
+
+def test_bases_say_what_is_missing():
+    with pytest.raises(TypeError, match="PoolConfig does not define load"):
+        PoolConfig().load(_dataset(labelled(8)), SHAPE)
