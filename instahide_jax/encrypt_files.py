@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from instahide_jax.data.embedded import check_arrays
 from instahide_jax.errors import InputError
 from instahide_jax.instahide import InstaHide
 from instahide_jax.secret import SecretKey
@@ -64,6 +65,7 @@ def encrypt_dataset(
         raise InputError(f"passes is {passes}; it must be at least 1")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+    _check_data(data, scheme)
     size = len(data["image"])
     if size < scheme.num_private:
         raise InputError(
@@ -90,6 +92,18 @@ def encrypt_dataset(
                 )
                 yield {name: np.asarray(values) for name, values in hidden.items()}
                 bar.update(len(rows))
+
+
+def _check_data(data: dict[str, np.ndarray], scheme: InstaHide) -> None:
+    """Refuse what no shape tells: labels out of range, pixels that are no numbers."""
+    if set(data) != {"image", "label"}:
+        raise InputError(
+            f"data has entries {sorted(data)}; give 'image' and 'label' only, anything else would "
+            "be released in clear"
+        )
+    labels = data["label"]
+    hard = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
+    check_arrays(data["image"], hard, scheme.num_classes or int(hard.max(initial=0)) + 1)
 
 
 def _hide_rows(
