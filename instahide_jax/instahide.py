@@ -224,10 +224,10 @@ def _draw_rows(
     all rows costs half of what a call per kind of draw does.
     """
     law = scheme.law
-    num_sign_words = -(-num_values // 32) if scheme.mask == "sign" else 0
     ends = (law.words_per_round, law.words_per_round + scheme.num_public)
-    num_words = ends[1] + num_sign_words
-    words = prng.row_bits(keys, num_words)
+    # Room for signs is left whatever the mask, so that masks differ in nothing but the signs.
+    num_words = ends[1] + -(-num_values // 32)
+    words = prng.row_bits(keys, num_words if scheme.mask == "sign" else ends[1])
     plan = MixPlan(
         partners=partners.astype(jnp.int32),
         public=draw_distinct(words[:, ends[0] : ends[1]], pool_size),
