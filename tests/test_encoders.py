@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def _made(name, dtype="float32"):
     """What one compiled program makes of a model: outputs, statistics and gradients."""
     model = _model(name, dtype)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def make(variables, images, dropout_key):
         def loss(params):
             features, stats = model.features(

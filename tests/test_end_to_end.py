@@ -338,7 +338,7 @@ WRONG = {
     "negative seed": ("CONFIG --insecure-seed -1", "seed -1 is negative"),
     "unwritable": ("CONFIG --workdir CONFIG/run", "work folder .*tiny.py/run cannot be written"),
     "open secret": ("CONFIG --secret-file OPEN_SECRET", "has mode 0644.* run 'chmod 600"),
-    "few classes": ("CONFIG --scheme.num-classes 3", "num_classes is 3 but the data set has 10 classes"),
+    "few classes": ("CONFIG --scheme.num-classes 3", "num_classes is 3 but the data set has 10"),
     "mean of colour": (
         "CONFIG --scheme.mean 0.1 0.2 0.3 --scheme.std 1 1 1",
         "mean has 3 entries and the images 1 channels",
