@@ -192,8 +192,7 @@ def test_rows_that_are_redrawn_follow_the_law_too() -> None:
     "law",
     [
         OWN,
-        CoefficientLaw(k=2, num_private=2, max_coefficient=0.5),
-        CoefficientLaw(k=6, num_private=2, max_coefficient=0.65, min_private_mass=0.9),
+        CoefficientLaw(k=3, num_private=2, max_coefficient=0.5, min_private_mass=0.9999),
     ],
     ids=str,
 )

@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -214,7 +213,10 @@ def assert_each_key_is_used(sampler: Callable[[jax.Array], jax.Array], keys: jax
     np.testing.assert_allclose(jax.jit(jax.vmap(sampler))(keys), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"dirichlet"}))  # that is gamma again
+# By value: the others are made of these (bernoulli of uniform, dirichlet of gamma, ...).
+@pytest.mark.parametrize(
+    "name", ["bits uint8", "bits uint16", "uniform", "normal", "gamma", "permutation"]
+)
 def test_jax_random_under_jit_and_vmap(name: str) -> None:
     assert_each_key_is_used(SAMPLERS[name], jax.random.split(typed(), 5))
 
@@ -246,13 +248,10 @@ def test_jax_random_is_accepted_by_shard_map_and_pmap(name: str) -> None:
 
 
 def test_jax_random_under_shard_map_and_pmap() -> None:
-    def several(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        first, second = jax.random.split(key)
-        return jax.random.normal(first, (4,)), jax.random.permutation(second, 20)
-
-    expected = jax.jit(jax.vmap(several))(jax.random.split(typed(), 8))
-    for mapped in on_eight_devices(several):
-        chex.assert_trees_all_close(mapped(jax.random.split(typed(), 8)), expected, rtol=1e-6)
+    sampler = SAMPLERS["normal"]
+    expected = jax.jit(jax.vmap(sampler))(jax.random.split(typed(), 8))
+    for mapped in on_eight_devices(sampler):
+        np.testing.assert_allclose(mapped(jax.random.split(typed(), 8)), expected, rtol=1e-6)
 
 
 def test_gradients_flow_around_the_generator() -> None:
@@ -292,7 +291,7 @@ def test_row_bits_are_the_key_streams_of_the_rows() -> None:
             blocks = [purpose_block(BITS, first_block + i, key=key) for i in range(3)]
             assert to_bytes(row) == b"".join(blocks)[: 4 * 37]
     one_by_one = jax.vmap(lambda key: jax.random.bits(key, (37,), "uint32"))
-    rows = row_bits(jax.random.split(typed(), 4), 37)
+    rows = row_bits(jax.random.split(typed(), 4), 37, np.uint32(0))
     np.testing.assert_array_equal(rows, one_by_one(jax.random.split(typed(), 4)))
 
 
