@@ -147,8 +147,8 @@ def test_another_model_is_no_reason_to_remove_checkpoints(copied, opened):
 
 
 def _interrupt(folder):
-    """What a kill leaves while step 6 is being saved."""
-    leftover = folder / "6.orbax-checkpoint-tmp"
+    """What a kill leaves while step 7 is being saved."""
+    leftover = folder / "7.orbax-checkpoint-tmp"
     shutil.copytree(folder / "5", leftover)
     for path in leftover.rglob("commit_success.txt"):
         path.unlink()
