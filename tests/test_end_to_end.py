@@ -1,117 +1,33 @@
-"""The programs as users run them: train, kill, resume, score; wrong input; no secret leaks."""
+"""The programs as users run them: train, kill, resume, score; where the secret is not."""
 
-import importlib
 import json
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from programs import Place, call
 
 from instahide_jax import read_secret
 from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.encoders import make_model
-from instahide_jax.errors import run_main
 from instahide_jax.metrics import read_metrics
 from instahide_jax.run import read_experiment
 from instahide_jax.training import init_state, make_optimizer
 
-ROOT = Path(__file__).resolve().parent.parent
-CONFIG = """
-from dataclasses import replace
-
-from instahide_jax import InstaHide, NoHiding
-from instahide_jax.config import Experiment, Schedule, Sgd
-from instahide_jax.data.augment import Augment
-from instahide_jax.data.sources import Mnist5k, PoolFile, PoolHeldOut, TfdsImages
-from instahide_jax.encoders import ConvNet, LeNet5
-
-
-def default():
-    return Experiment(
-        data=Mnist5k(validation=3880),  # 120 images to train on, 5 steps per pass
-        encoder=ConvNet(widths=(4,), strides=(4,)),
-        scheme=InstaHide.inside(k=4),
-        augment=Augment(padding=2),
-        optimizer=Sgd(learning_rate=0.05, schedule=Schedule()),
-        epochs=18,
-        batch_size=24,
-        save_every=7,
-        log_every=1,
-    )
-
-
-def vanilla():
-    return replace(default(), scheme=NoHiding())
-
-
-def lenet():
-    return replace(default(), encoder=LeNet5())
-
-
-def cross():
-    return replace(default(), scheme=InstaHide.cross(k=6), public_pool=PoolHeldOut(20))
-
-
-def cross_from_file():
-    return replace(cross(), public_pool=PoolFile("nowhere.npy"))
-
-
-def cross_without_pool():
-    return replace(cross(), public_pool=None)
-
-
-def tfds():
-    return replace(default(), data=TfdsImages())
-"""
+__all__ = ["call"]  # a fixture
 STEPS = 90
 
 
 def _snapshot(folder):
     """Everything in a folder: name -> bytes."""
     return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-class Place:
-    """A folder with a config, where programs are run on one device."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.config = folder / "tiny.py"
-        self.config.write_text(CONFIG)
-        # What is compiled is kept between the processes: most of their time goes there.
-        cache = {
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-        self.environment = os.environ | cache | {"XLA_FLAGS": "", "PYTHONDONTWRITEBYTECODE": "1"}
-
-    def start(self, program, *arguments, **settings):
-        command = [sys.executable, "-W", "error", str(ROOT / program), *map(str, arguments)]
-        return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=self.environment | settings,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, program, *arguments, **settings):
-        """(exit code, stdout, stderr) of a program."""
-        process = self.start(program, *arguments, **settings)
-        out, err = process.communicate(timeout=300)
-        return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
@@ -285,91 +201,6 @@ def test_secret_is_nowhere_but_in_its_file(place, finished, scored):
 # Wrong input
 
 
-@pytest.fixture
-def program(monkeypatch, capsys):
-    """Run train.py or eval.py in this process, on 8 devices: exit code, stdout, stderr."""
-
-    def run(name, *arguments):
-        monkeypatch.syspath_prepend(str(ROOT))
-        module = importlib.import_module(name)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            run_main(module.main)
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
-
-
-WRONG = {
-    "no config": ("", "no config is given|config .* does not exist"),
-    "unknown config": (f"{ROOT}/configs/mnist5.py", r"did you mean .*configs/mnist5k\.py\?"),
-    "unknown variant": ("CONFIG:vanila", r"has no variant 'vanila'; did you mean vanilla\?"),
-    "unknown field": ("CONFIG --sed 3", r"unknown option --sed; did you mean --seed\?"),
-    "unknown nested field": ("CONFIG --scheme.kk 3", r"did you mean --scheme\.k\?"),
-    "no number": ("CONFIG --epochs many", r"--epochs: invalid .*'many'"),
-    "k is 1": ("CONFIG --scheme.k 1 --scheme.num-private 1", "k is 1, .* at least 2"),
-    "batch below k": ("CONFIG --batch-size 3", "batch_size is 3; mixing 4 .* lower scheme.k"),
-    "bound below 1/k": ("CONFIG --scheme.max-coefficient 0.2", r"0\.2; .* in \[1/k=0\.25, 1\]"),
-    "no pool": ("CONFIG:cross_without_pool", "4 public images but public_pool is not set"),
-    "missing pool": ("CONFIG:cross_from_file", "cannot read the public pool nowhere.npy"),
-    "other pool": (
-        "CONFIG:cross_from_file --public-pool.path WRONG_POOL",
-        r"holds images of \(8, 8, 3\), the private images are \(28, 28, 1\)",
-    ),
-    "small pool": ("CONFIG:cross --public-pool.count 3", "pool has 3 images; .* needs 4"),
-    "negative pool": ("CONFIG:cross --public-pool.count -1", "-1 images are to be held out"),
-    "unprepared": (
-        "CONFIG:tfds --data.data-dir EMPTY",
-        "fashion_mnist is not prepared in .*: run `instahide prepare fashion_mnist",
-    ),
-    "unknown data": ("CONFIG:tfds --data.name fashon_mnist", "did you mean fashion_mnist"),
-    "nothing left": ("CONFIG --data.validation 4000", "4000 .* held out of 4000; .* at most 3999"),
-    "no validation": ("CONFIG --data.validation 0", "data.validation is 0; hold out at least 1"),
-    "odd batch": (
-        "CONFIG --batch-size 20",
-        "20, which 8 devices cannot share evenly; use 16 or 24",
-    ),
-    "large batch": ("CONFIG --batch-size 128", "batch_size is 128, more than the 120 training"),
-    "large crop": ("CONFIG --augment.size 40", "augment.size is 40, larger than"),
-    "crop into padding": ("CONFIG --augment.size 30", "augment.size is 30, larger than"),
-    "small images": ("CONFIG:lenet --augment.size 12", "at least 16x16"),
-    "negative rate": ("CONFIG --optimizer.learning-rate -1", "learning_rate is -1.0; .* above 0"),
-    "negative seed": ("CONFIG --insecure-seed -1", "seed -1 is negative"),
-    "unwritable": ("CONFIG --workdir CONFIG/run", "work folder .*tiny.py/run cannot be written"),
-    "open secret": ("CONFIG --secret-file OPEN_SECRET", "has mode 0644.* run 'chmod 600"),
-    "few classes": ("CONFIG --scheme.num-classes 3", "num_classes is 3 but the data set has 10"),
-    "mean of colour": (
-        "CONFIG --scheme.mean 0.1 0.2 0.3 --scheme.std 1 1 1",
-        "mean has 3 entries and the images 1 channels",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_one_line_and_writes_nothing(case, place, program, tmp_path, monkeypatch):
-    line, message = WRONG[case]
-    (tmp_path / "empty").mkdir()
-    np.save(tmp_path / "pool.npy", np.zeros((9, 8, 8, 3), np.uint8))
-    (tmp_path / "open.secret").write_text("00" * 32)
-    (tmp_path / "open.secret").chmod(0o644)
-    for name, path in {
-        "CONFIG": place.config,
-        "EMPTY": tmp_path / "empty",
-        "WRONG_POOL": tmp_path / "pool.npy",
-        "OPEN_SECRET": tmp_path / "open.secret",
-    }.items():
-        line = line.replace(name, str(path))
-    monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    workdir = () if "--workdir" in line else ("--workdir", "new")
-    code, out, err = program("train", *line.split(), *workdir)
-    assert re.fullmatch(r"error: [^\n]*\n", err), err
-    assert re.search(message, err), err
-    assert (code, out) == (2, "")
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 @pytest.mark.parametrize(
     ("line", "message", "spoil"),
     [
@@ -380,7 +211,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(case, place, program, tmp_pa
     ],
 )
 def test_resuming_wrongly_leaves_the_run_alone(
-    line, message, spoil, place, finished, program, tmp_path
+    line, message, spoil, place, finished, call, tmp_path
 ):
     folder = shutil.copytree(finished[0], tmp_path / "finished")
     secret = tmp_path / "finished.secret"
@@ -388,7 +219,7 @@ def test_resuming_wrongly_leaves_the_run_alone(
     if spoil:
         spoil(secret)
     before = _snapshot(tmp_path)
-    code, out, err = program("train", place.config, "--workdir", folder, *line.split())
+    code, out, err = call("train", place.config, "--workdir", folder, *line.split())
     assert (code, out) == (2, "")
     assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", err), err
     assert _snapshot(tmp_path) == before
@@ -404,41 +235,11 @@ def test_resuming_wrongly_leaves_the_run_alone(
         (("EMPTY_RUN",), "no checkpoint in .*; train first"),
     ],
 )
-def test_scoring_wrongly_is_one_line(arguments, message, finished, program, tmp_path):
+def test_scoring_wrongly_is_one_line(arguments, message, finished, call, tmp_path):
     empty = tmp_path / "run"
     empty.mkdir()
     shutil.copy(finished[0] / "config.json", empty)
     names = {"RUN": str(finished[0]), "EMPTY_RUN": str(empty)}
-    code, _, err = program("eval", *(names.get(a, a) for a in arguments))
+    code, _, err = call("eval", *(names.get(a, a) for a in arguments))
     assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", err), err
     assert code == 2
-
-
-@pytest.mark.parametrize(
-    ("program_file", "arguments", "settings", "message"),
-    [
-        ("train.py", ("tiny.py:insid",), {}, "has no variant 'insid'; did you mean"),
-        ("train.py", ("tiny.py", "--sede", "1"), {}, "unknown option --sede; did you mean --seed?"),
-        (
-            "train.py",
-            ("tiny.py", "--batch-size", "20"),
-            {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-            "batch_size is 20, which 8 devices cannot share evenly; use 16 or 24",
-        ),
-        ("eval.py", ("nowhere",), {}, "nowhere is no run folder"),
-    ],
-)
-def test_programs_exit_with_2(place, program_file, arguments, settings, message):
-    before = sorted(place.folder.iterdir())
-    code, out, err = place.run(program_file, *arguments, **settings)
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
-    assert sorted(place.folder.iterdir()) == before
-
-
-def test_help_and_usage(place):
-    code, out, _ = place.run("train.py", "--help")
-    assert code == 0
-    assert "train.py CONFIG[:VARIANT]" in out

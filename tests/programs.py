@@ -1,0 +1,109 @@
+"""Running the programs: a tiny configuration, in processes of their own or in this one."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from instahide_jax.errors import run_main
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = """
+from dataclasses import replace
+
+from instahide_jax import InstaHide, NoHiding
+from instahide_jax.config import Experiment, Schedule, Sgd
+from instahide_jax.data.augment import Augment
+from instahide_jax.data.sources import Mnist5k, PoolFile, PoolHeldOut, TfdsImages
+from instahide_jax.encoders import ConvNet, LeNet5
+
+
+def default():
+    return Experiment(
+        data=Mnist5k(validation=3880),  # 120 images to train on, 5 steps per pass
+        encoder=ConvNet(widths=(4,), strides=(4,)),
+        scheme=InstaHide.inside(k=4),
+        augment=Augment(padding=2),
+        optimizer=Sgd(learning_rate=0.05, schedule=Schedule()),
+        epochs=18,
+        batch_size=24,
+        save_every=7,
+        log_every=1,
+    )
+
+
+def vanilla():
+    return replace(default(), scheme=NoHiding())
+
+
+def lenet():
+    return replace(default(), encoder=LeNet5())
+
+
+def cross():
+    return replace(default(), scheme=InstaHide.cross(k=6), public_pool=PoolHeldOut(20))
+
+
+def cross_from_file():
+    return replace(cross(), public_pool=PoolFile("nowhere.npy"))
+
+
+def cross_without_pool():
+    return replace(cross(), public_pool=None)
+
+
+def tfds():
+    return replace(default(), data=TfdsImages())
+"""
+
+
+class Place:
+    """A folder with a config, where programs are run on one device."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.config = folder / "tiny.py"
+        self.config.write_text(CONFIG)
+        # What is compiled is kept between the processes: most of their time goes there.
+        cache = {
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        self.environment = os.environ | cache | {"XLA_FLAGS": "", "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def start(self, program, *arguments, **settings):
+        command = [sys.executable, "-W", "error", str(ROOT / program), *map(str, arguments)]
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment | settings,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, program, *arguments, **settings):
+        """(exit code, stdout, stderr) of a program."""
+        process = self.start(program, *arguments, **settings)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run train.py or eval.py in this process, on 8 devices: exit code, stdout, stderr."""
+
+    def run(name, *arguments):
+        monkeypatch.syspath_prepend(str(ROOT))
+        module = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            run_main(module.main)
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run
