@@ -1,5 +1,7 @@
 """InstaHide (Huang, Song, Li, Arora, ICML 2020): `encrypt` and its parameters."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -208,7 +210,7 @@ def encrypt(
         partners = table[position, 1:]
     pool_size = 0 if public_pool is None else public_pool.shape[0]
     keys = prng.row_keys(row_parent, rows.astype(jnp.uint32))
-    plan, sign_words = _draw_rows(keys, partners, pool_size, batch["image"][0].size, scheme)
+    plan, sign_words = _draw_rows(keys, partners, pool_size, batch["image"].shape[1:], scheme)
     return {
         "image": _mixed_images(plan, sign_words, batch, candidates, public_pool, scheme),
         "label": _mixed_labels(plan, batch, candidates, scheme),
@@ -216,24 +218,30 @@ def encrypt(
 
 
 def _draw_rows(
-    keys: jax.Array, partners: jax.Array, pool_size: int, num_values: int, scheme: InstaHide
+    keys: jax.Array,
+    partners: jax.Array,
+    pool_size: int,
+    image_shape: Sequence[int],
+    scheme: InstaHide,
 ) -> tuple[MixPlan, jax.Array]:
-    """The plan of every row and the random words of its signs, uint32 [B, ceil(values / 32)].
+    """The plan of every row and the random words of its signs, as `random_signs` takes them.
 
     All words of a row come from one stretch of its key stream: one call of the block function over
     all rows costs half of what a call per kind of draw does.
     """
     law = scheme.law
+    height, width, channels = image_shape
+    shape = (-(-height // 32), width, channels)
     ends = (law.words_per_round, law.words_per_round + scheme.num_public)
     # Room for signs is left whatever the mask, so that masks differ in nothing but the signs.
-    num_words = ends[1] + -(-num_values // 32)
+    num_words = ends[1] + math.prod(shape)
     words = prng.row_bits(keys, num_words if scheme.mask == "sign" else ends[1])
     plan = MixPlan(
         partners=partners.astype(jnp.int32),
         public=draw_distinct(words[:, ends[0] : ends[1]], pool_size),
         coefficients=draw_coefficients(keys, words[:, : ends[0]], law, prng.blocks_of(num_words)),
     )
-    return plan, words[:, ends[1] :]
+    return plan, words[:, ends[1] :].reshape(keys.size, *(shape if scheme.mask == "sign" else (0,)))
 
 
 def _mixed_images(
@@ -244,45 +252,38 @@ def _mixed_images(
     public_pool: jax.Array | None,
     scheme: InstaHide,
 ) -> jax.Array:
-    shape = batch["image"].shape
-
-    def flat(
-        images: jax.Array,
-    ) -> jax.Array:  # one long axis: XLA vectorises the fused pass over it
-        return images.reshape(images.shape[0], -1)
-
-    own, pool = flat(batch["image"]), flat(candidates["image"])
+    own, pool = batch["image"], candidates["image"]
     parts = [own, *(pool[plan.partners[:, i]] for i in range(scheme.num_partners))]
     if public_pool is not None:
-        parts += [flat(public_pool)[plan.public[:, i]] for i in range(scheme.num_public)]
-    shift, scale = (
-        flat(jnp.broadcast_to(x, (1, *shape[1:])))
-        for x in affine(scheme.mean, scheme.std, batch["image"])
-    )
+        parts += [public_pool[plan.public[:, i]] for i in range(scheme.num_public)]
+    shift, scale = affine(scheme.mean, scheme.std, own)
     # Addition first: a product followed by an addition may round once or twice (see `mix`).
     image = (mix(plan.coefficients, parts) + shift) * scale
     if scheme.mask == "sign":
-        image = image * random_signs(sign_words, image.shape[1])
+        image = image * random_signs(sign_words, own.shape[1])
     elif scheme.mask == "abs":
         image = jnp.abs(image)
-    return image.astype(scheme.dtype).reshape(shape)
+    return image.astype(scheme.dtype)
 
 
-def random_signs(words: jax.Array, num_values: int) -> jax.Array:
-    """One sign per value, float32 [B, num_values] in {-1, +1}, each from one random bit.
+def random_signs(words: jax.Array, height: int) -> jax.Array:
+    """One sign per value, float32 [B, height, W, C] in {-1, +1}, each from one random bit.
+
+    Neighbouring values take theirs from neighbouring words: with neighbouring bits of one word, XLA
+    does not vectorise the pass that mixes, and takes one and a half times as long on a CPU. The
+    price are unused bits where the height is no multiple of 32.
 
     Args:
-      words: uint32 [B, ceil(num_values / 32)], random. Bit 31 - j of word w is the sign of value 32
-        w + j.
-      num_values: signs per row.
+      words: uint32 [B, R, W, C] with R = ceil(height / 32), random. Bit 31 - j of the words in row
+        r gives the signs of row R * j + r.
+      height: rows of signs.
     """
-    shifts = jnp.arange(32, dtype=jnp.uint32)[None, None, :]
-    sign_bits = (words[:, :, None] << shifts) & jnp.uint32(0x80000000)
-    one = jnp.uint32(
-        0x3F800000
-    )  # 1.0 as float32 bits; the product with +-1 is exact and has a gradient
+    shifts = jnp.arange(32, dtype=jnp.uint32)[None, :, None, None, None]
+    sign_bits = (words[:, None] << shifts) & jnp.uint32(0x80000000)
+    # As the sign bit of 1.0: the product with +-1 is exact and has a gradient.
+    one = jnp.uint32(0x3F800000)
     signs = lax.bitcast_convert_type(sign_bits | one, jnp.float32)
-    return signs.reshape(words.shape[0], -1)[:, :num_values]
+    return signs.reshape(words.shape[0], -1, *words.shape[2:])[:, :height]
 
 
 def _mixed_labels(plan: MixPlan, batch: Batch, candidates: Batch, scheme: InstaHide) -> jax.Array:

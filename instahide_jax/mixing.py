@@ -19,9 +19,8 @@ from instahide_jax import prng
 # accepts one candidate in fifty is cut off once in 1e9 rows; the published laws accept one in three
 # or more.
 MAX_ROUNDS = 256
-_CANDIDATES_FACTOR = (
-    4  # a redraw is for few rows but costs all of them: try several candidates at once
-)
+# A redraw is for few rows but costs all of them: try several times the candidates at once.
+_CANDIDATES_FACTOR = 4
 
 
 class CoefficientLaw(NamedTuple):
@@ -91,12 +90,33 @@ def draw_partners(key: jax.Array, num_candidates: int, num_private: int) -> jax.
         place = jnp.zeros_like(order).at[order].set(identity)
         shifts = jnp.arange(num_private, dtype=jnp.int32)
         return order[(place[:, None] + shifts[None, :]) % num_candidates]
-    # Sorting by 64 random bits: unlike jax.random.permutation one draw for all columns, which
-    # compiles several times faster.
-    words = jax.random.bits(shuffle_key, (2, num_private - 1, num_candidates), "uint32")
-    numbers = jnp.tile(identity[None, :], (num_private - 1, 1))
-    *_, shuffled = lax.sort((words[0], words[1], numbers), dimension=1, num_keys=2)
+    shuffled = _shuffled(shuffle_key, num_candidates, num_private - 1)
     return _without_repeats(repair_key, jnp.concatenate([identity[None, :], shuffled])).T
+
+
+def _shuffled(key: jax.Array, size: int, count: int) -> jax.Array:
+    """Independent uniform permutations of 0..size-1, int32 [count, size].
+
+    Entries are sorted by at least 48 random bits each, so two of them tie, and keep their order,
+    with probability 2**-48. As in a radix sort the bits are used a few at a time, least significant
+    first, in words whose low bits hold the entry's place: XLA sorts an array of words without
+    companions several times as fast as the records of bits and entry that `jax.random.permutation`
+    sorts.
+    """
+    place_bits = max(1, (size - 1).bit_length())
+    rounds = -(-48 // (32 - place_bits))
+    places = jnp.arange(size, dtype=jnp.uint32)[None, :]
+    random_words = jax.random.bits(key, (rounds, count, size), "uint32")
+
+    def sort_once(order: jax.Array, words: jax.Array) -> tuple[jax.Array, None]:
+        random_bits = words >> jnp.uint32(place_bits) << jnp.uint32(place_bits)
+        from_place = lax.sort(random_bits | places, dimension=1) & jnp.uint32(2**place_bits - 1)
+        return jnp.take_along_axis(order, from_place.astype(jnp.int32), axis=1), None
+
+    # OR-ed with a zero made from the words: inside shard_map the carry must vary over the mesh axes
+    # over which they vary.
+    unsorted = (places | (random_words[0] & jnp.uint32(0))).astype(jnp.int32)
+    return lax.scan(sort_once, unsorted, random_words)[0]
 
 
 def _without_repeats(key: jax.Array, columns: jax.Array) -> jax.Array:

@@ -248,17 +248,17 @@ def row_bits(keys: jax.Array, num_words: int, first_block: int | jax.Array = 0) 
     """Key streams of many keys at once, uint32 [B, num_words].
 
     From block 0 on, row r equals `jax.random.bits(keys[r], (num_words,), "uint32")`. A `vmap` of
-    that would lay the blocks out with the block number as the fastest axis; here it is the row,
-    which fills the processor's vectors and is 1.6 times as fast on a CPU.
+    that would compute arrays of shape [B, blocks], whose short last axis leaves most of a
+    processor's vector unused; here all blocks of all rows lie on one axis.
 
     Args:
       keys: typed ChaCha20 keys, shape [B].
       num_words: words per key, a static integer.
       first_block: where in the key streams to start, in blocks of 16 words.
     """
-    data = jax.random.key_data(keys)  # [B, 8]
-    counter = lax.iota(jnp.uint32, blocks_of(num_words))[:, None] + jnp.uint32(first_block)
+    num_keys, num_blocks = keys.size, blocks_of(num_words)
+    data = jnp.repeat(jax.random.key_data(keys), num_blocks, axis=0)  # [B * blocks, 8]
+    counter = jnp.tile(lax.iota(jnp.uint32, num_blocks), num_keys) + jnp.uint32(first_block)
     nonce = (_U32(_Purpose.BITS), _U32(0), _U32(0))
-    block = chacha20_block([data[None, :, i] for i in range(_KEY_WORDS)], counter, nonce)
-    words = jnp.stack(block, axis=1)  # [blocks, 16, B]
-    return words.reshape(-1, data.shape[0])[:num_words].T
+    block = chacha20_block(_words_of(data), counter, nonce)
+    return jnp.stack(block, axis=-1).reshape(num_keys, -1)[:, :num_words]

@@ -338,8 +338,46 @@ def test_partners_that_are_not_uniform_are_rejected() -> None:
 
 
 def test_passes_differ_between_keys() -> None:
-    assert many_tables(8, 4)[0, :3].tolist() == [[0, 4, 6, 3], [1, 7, 0, 6], [2, 3, 4, 0]]
+    assert many_tables(8, 4)[0, :3].tolist() == [[0, 5, 7, 2], [1, 3, 0, 6], [2, 4, 6, 3]]
     assert len(np.unique(many_tables(8, 4).reshape(4_000, -1), axis=0)) == 4_000
+
+
+def assert_uniform_permutations(permutations: np.ndarray) -> None:
+    """Chi-square test over all orders of four, and of the pairs of two columns [passes, 2, 4]."""
+    place_values = np.array([64, 16, 4, 1])
+    orders, numbers = np.unique(permutations @ place_values, return_inverse=True)
+    assert len(orders) == 24
+    numbers = numbers.reshape(-1, 2)
+    for counts in (np.bincount(numbers[:, 0]), np.bincount(numbers @ np.array([24, 1]))):
+        assert stats.chisquare(counts).pvalue > 1e-6
+
+
+def test_shuffles_of_four_are_uniform_and_independent() -> None:
+    draw = jax.jit(jax.vmap(lambda key: mixing._shuffled(key, 4, 2)))
+    permutations = np.asarray(draw(jax.random.split(insecure_key(0), 30_000)))
+    assert_uniform_permutations(permutations)
+    assert rejects(assert_uniform_permutations, np.repeat(permutations[:, :1], 2, axis=1))
+    biased = np.where((np.arange(30_000) % 20 == 0)[:, None, None], np.arange(4), permutations)
+    assert rejects(assert_uniform_permutations, biased)
+
+
+def assert_no_order_left(permutation: np.ndarray) -> None:
+    """A random permutation of N rises at (N - 1) / 2 +- sqrt((N + 1) / 12) places."""
+    size = len(permutation)
+    np.testing.assert_array_equal(np.sort(permutation), np.arange(size))
+    rises = (np.diff(permutation) > 0).sum()
+    assert abs(rises - (size - 1) / 2) < 5 * np.sqrt((size + 1) / 12)
+
+
+@pytest.mark.parametrize("size", [2**15, 50_000, 2**17 + 1])
+def test_large_shuffles_keep_nothing_of_the_order(size: int) -> None:
+    for permutation in np.asarray(
+        jax.jit(mixing._shuffled, static_argnums=(1, 2))(insecure_key(0), size, 2)
+    ):
+        assert_no_order_left(permutation)
+    # One round sorts by as many bits as a word has left beside the place: ties keep their order.
+    few_bits = np.random.default_rng(0).integers(0, 2 ** (32 - (size - 1).bit_length()), size)
+    assert rejects(assert_no_order_left, np.argsort(few_bits, kind="stable"))
 
 
 # --- public images --------------------------------------------------------------------------------
