@@ -1,14 +1,18 @@
 """Speed and memory of `encrypt`, beside a plain NumPy version of the published algorithm.
 
-    python benchmarks/encrypt.py
+    python benchmarks/encrypt.py [--devices 2]
 
-Each case runs in a process of its own, in which three things alternate: a pass of `encrypt` over a
+Each case runs in a process of its own, in which four things alternate: a pass of `encrypt` over a
 set in memory (partners drawn anew for the pass, ChaCha20 keys per row, uint8 in, float32 out), the
-same amount of work by `published`, and a plain copy of as many bytes as `encrypt` must read and
-write (k + 4 bytes per value). Printed are medians over the repetitions, and the growth of the
-process's peak memory during each.
+same amount of work by `published`, first on the whole set at once, as the published code hides it
+(`generate_sample` loads the training set as one batch), then in batches that stay in the cache, and
+a plain copy of as many bytes as `encrypt` must read and write (k + 4 bytes per value). Printed are
+medians over the repetitions, the median ratios of neighbouring passes, and the growth of the
+process's peak memory during each. With `--devices` the batch is spread over so many CPU devices,
+and batches grow with their number.
 """
 
+import argparse
 import json
 import platform
 import subprocess
@@ -24,8 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from instahide_jax import InstaHide, SecretKey, encrypt, secret_key
+from instahide_jax.parallel import device_map, make_mesh, replicated
 
-# name: (scheme, side, images in the set, batch of encrypt, batch of the NumPy version)
+# name: (scheme, side, images in the set, batch of encrypt per device, batch of the NumPy version)
 CASES = {
     "inside k=4, 32x32x3": (InstaHide.inside(4, num_classes=10), 32, 50_000, 1_024, 128),
     "cross k=6, 32x32x3": (InstaHide.cross(6, num_classes=10), 32, 50_000, 1_024, 128),
@@ -77,16 +82,17 @@ def published(
 
 
 def hidden_pass(
-    scheme: InstaHide, batch: int, images: jax.Array, labels: jax.Array, public: jax.Array
+    scheme: InstaHide, batch: int, images: np.ndarray, labels: np.ndarray, public: np.ndarray
 ) -> Callable[[SecretKey], None]:
     """One pass of `encrypt` over all images but the last part of a batch, as a set is hidden."""
-    size = len(images) // batch * batch
-    draw = jax.jit(partial(scheme.pass_partners, num_candidates=len(images)))
+    mesh = make_mesh()
+    pools = jax.device_put((images, labels, public), replicated(mesh))
+    draw = jax.jit(
+        partial(scheme.pass_partners, num_candidates=len(images)), out_shardings=replicated(mesh)
+    )
 
-    @jax.jit
-    def hide(key: SecretKey, start: jax.Array, partners: jax.Array, pools: Any) -> Any:
-        images, labels, public = pools
-        rows = start + jnp.arange(batch)
+    def hide_rows(shared: Any, rows: jax.Array) -> Any:
+        key, partners, (images, labels, public) = shared
         return encrypt(
             key,
             {"image": images[rows], "label": labels[rows]},
@@ -97,10 +103,14 @@ def hidden_pass(
             partners=partners[rows],
         )
 
+    @jax.jit
+    def hide(key: SecretKey, start: jax.Array, partners: jax.Array, pools: Any) -> Any:
+        return device_map(hide_rows, mesh)((key, partners, pools), start + jnp.arange(batch))
+
     def run(key: SecretKey) -> None:
         partners = draw(key)
-        for start in range(0, size, batch):
-            jax.block_until_ready(hide(key, np.int32(start), partners, (images, labels, public)))
+        for start in range(0, len(images) // batch * batch, batch):
+            jax.block_until_ready(hide(key, np.int32(start), partners, pools))
 
     return run
 
@@ -118,76 +128,72 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure(name: str) -> dict[str, Any]:
-    """All three for one case."""
-    scheme, side, size, batch, numpy_batch = CASES[name]
+def measure(name: str, devices: int) -> dict[str, Any]:
+    """All four for one case."""
+    jax.config.update("jax_num_cpu_devices", devices)
+    scheme, side, size, batch_per_device, numpy_batch = CASES[name]
+    batch = batch_per_device * devices
     rng = np.random.default_rng(SEED)
     images = rng.integers(0, 256, (size, side, side, 3), dtype=np.uint8)
     labels = rng.integers(0, 10, size)
-    values = images[0].size
-    chunk = np.zeros((scheme.k + 4) * values * batch // 2, np.uint8)
+    chunk = np.zeros((scheme.k + 4) * images[0].size * batch // 2, np.uint8)
     target = np.ones_like(chunk)
-    on_device = (jnp.asarray(images), jnp.asarray(labels), jnp.asarray(images[::-1]))
-    run = hidden_pass(scheme, batch, *on_device)
-    run(secret_key())  # compiles
-
-    def timed(work: Callable[[], Any], images_done: int) -> tuple[float, float]:
-        forget_peak()
-        before, start = peak_memory(), time.perf_counter()
-        work()
-        return images_done / (time.perf_counter() - start), peak_memory() - before
-
-    def naive() -> None:
-        # Standardised float32 copies of the pools, as the published code keeps them.
-        pool = (images.astype(np.float32) / 255 - 0.5) / 0.5
-        one_hot = np.eye(10, dtype=np.float32)[labels]
-        start = time.perf_counter()
-        published(rng, pool, one_hot, pool[::-1], scheme, numpy_batch)
-        naive_times.append(size / (time.perf_counter() - start))
-
-    naive_times: list[float] = []
-    hidden, naives, copies = [], [], []
-    for _ in range(REPETITIONS):
-        hidden.append(timed(partial(run, secret_key()), size // batch * batch))
-        naives.append(timed(naive, size))
-        copies.append(timed(partial(np.copyto, target, chunk), batch))
-    median = {
-        "encrypt": float(np.median([h[0] for h in hidden])),
-        "numpy": float(np.median(naive_times)),
-        "copy": float(np.median([c[0] for c in copies])),
+    hide = hidden_pass(scheme, batch, images, labels, images[::-1])
+    hide(secret_key())  # compiles
+    # Standardised float32 pools, as the published code keeps them.
+    pool = (images.astype(np.float32) / 255 - 0.5) / 0.5
+    one_hot = np.eye(10, dtype=np.float32)[labels]
+    naive = partial(published, rng, pool, one_hot, pool[::-1], scheme)
+    works: dict[str, tuple[Callable[[], Any], int]] = {
+        "encrypt": (lambda: hide(secret_key()), size // batch * batch),
+        "at once": (partial(naive, size), size),
+        "in batches": (partial(naive, numpy_batch), size),
+        "copy": (partial(np.copyto, target, chunk), batch),
     }
-    return median | {
-        "data_mb": images.nbytes / 2**20,
-        "encrypt_mb": max(h[1] for h in hidden),
-        "numpy_mb": max(n[1] for n in naives),
-        "ratio": float(np.median([h[0] / n for h, n in zip(hidden, naive_times, strict=True)])),
+    rates: dict[str, list[float]] = {work: [] for work in works}
+    growths: dict[str, list[float]] = {work: [] for work in works}
+    for _ in range(REPETITIONS):
+        for work, (function, images_done) in works.items():
+            forget_peak()
+            before, start = peak_memory(), time.perf_counter()
+            function()
+            rates[work].append(images_done / (time.perf_counter() - start))
+            growths[work].append(peak_memory() - before)
+    return {
+        "rate": {work: float(np.median(rates[work])) for work in works},
+        "ratio": {
+            work: float(np.median(np.divide(rates["encrypt"], rates[work]))) for work in works
+        },
+        "set_mb": images.nbytes / 2**20,
+        "encrypt_mb": max(growths["encrypt"]),
+        "numpy_mb": max(growths["at once"]) + pool.nbytes / 2**20,
     }
 
 
 def main() -> None:
-    if len(sys.argv) == 2:
-        print(json.dumps(measure(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(measure(arguments.case, arguments.devices)))
         return
-    device = jax.devices()[0]
-    print(f"{platform.machine()}, {device.device_kind}, jax {jax.__version__}, seed {SEED}")
     print(
-        f"{'':22} {'encrypt':>10} {'NumPy':>9} {'ratio':>6} {'copy':>10} {'of copy':>8}"
-        f" {'set':>7} {'encrypt +':>10} {'NumPy +':>9}"
+        f"{platform.machine()}, {arguments.devices} CPU device(s), jax {jax.__version__}, "
+        f"seed {SEED}; images/s, in brackets the ratio of encrypt to it; MB"
     )
-    units = ("images/s", "images/s", "", "images/s", "", "MB", "MB", "MB")
-    widths = (10, 9, 6, 10, 8, 7, 10, 9)
-    print(" " * 22, *(f"{u:>{w}}" for u, w in zip(units, widths, strict=True)))
+    columns = ("encrypt", "NumPy at once", "NumPy, batches", "copy")
+    print(f"{'':21}", *(f"{c:>15}" for c in columns), f"{'set':>5} {'encrypt +':>9} {'NumPy +':>8}")
     for name in CASES:
-        output = subprocess.run(
-            [sys.executable, __file__, name], check=True, capture_output=True, text=True
-        ).stdout
+        command = [sys.executable, __file__, "--case", name, "--devices", str(arguments.devices)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         m = json.loads(output.splitlines()[-1])
-        print(
-            f"{name:22} {m['encrypt']:>10,.0f} {m['numpy']:>9,.0f} {m['ratio']:>6.1f}"
-            f" {m['copy']:>10,.0f} {m['encrypt'] / m['copy']:>8.0%} {m['data_mb']:>7.0f}"
-            f" {m['encrypt_mb']:>10.0f} {m['numpy_mb']:>9.0f}",
-            flush=True,
-        )
+        cells = [f"{m['rate']['encrypt']:>15,.0f}"]
+        for work in ("at once", "in batches", "copy"):
+            ratio = f"({m['ratio'][work]:.2g})" if work == "copy" else f"({m['ratio'][work]:.1f})"
+            cells.append(f"{m['rate'][work]:>8,.0f} {ratio:>6}")
+        memory = f"{m['set_mb']:>5.0f} {m['encrypt_mb']:>9.0f} {m['numpy_mb']:>8.0f}"
+        print(f"{name:21}", *cells, memory, flush=True)
 
 
 if __name__ == "__main__":

@@ -184,7 +184,11 @@ def draw_coefficients(
         redraw,
         (jnp.uint32(0), coefficients, accepted),
     )
-    return jnp.where(accepted[:, None], coefficients, _pull_within(coefficients, law))
+    return lax.cond(
+        accepted.all(),
+        lambda: coefficients,
+        lambda: jnp.where(accepted[:, None], coefficients, _pull_within(coefficients, law)),
+    )
 
 
 def _half_normal_table() -> tuple[np.ndarray, np.ndarray]:
