@@ -58,7 +58,7 @@ def published(
     coefficients = np.abs(rng.standard_normal((count, scheme.k)))
     coefficients /= coefficients.sum(axis=1, keepdims=True)
     while True:
-        mass = coefficients[:, : scheme.num_private].sum(axis=1)
+        mass = coefficients[:, : scheme.private_slots].sum(axis=1)
         wrong = (coefficients.max(axis=1) > scheme.max_coefficient) | (
             mass < scheme.min_private_mass
         )
@@ -73,10 +73,10 @@ def published(
         mixed: Any = 0.0
         label: Any = 0.0
         for i, order in enumerate(slots):
-            source = images if i < scheme.num_private else public
+            source = images if i < scheme.private_slots else public
             weight = weights[rows, i]
             mixed = mixed + weight[:, None, None, None] * source[order[rows]]
-            if i < scheme.num_private:
+            if i < scheme.private_slots:
                 label = label + weight[:, None] * labels[order[rows]]
         mixed *= (rng.integers(0, 2, mixed.shape) * 2 - 1).astype(np.float32)
 

@@ -62,7 +62,8 @@ class Sgd:
       nesterov: look ahead.
       weight_decay: coefficient on every parameter, as in the published PyTorch code.
       schedule: of the learning rate.
-      accumulate: steps whose gradients are averaged into one update.
+      accumulate: steps whose gradients are averaged into one update; steps at the end of a run that
+        do not fill a group change nothing but the running statistics.
     """
 
     learning_rate: float = 0.1

@@ -42,16 +42,18 @@ def encrypt(arguments: "EncryptArguments") -> None:
             raise InputError("cross needs a public pool; pass --public-pool FILE.npy")
         pool = load_public_pool(arguments.public_pool, data.images.shape[1:])
     secret_file = arguments.secret_file.expanduser()
-    if not secret_file.exists():
-        write_secret(secret_file, secret_key())
+    is_new = not secret_file.exists()
+    secret = secret_key() if is_new else read_secret(secret_file)
     batches = encrypt_dataset(
-        read_secret(secret_file),
+        secret,
         {"image": data.images, "label": data.labels},
         pool,
         scheme=scheme,
         passes=arguments.passes,
         batch_size=arguments.batch_size,
     )
+    if is_new:  # only now, when the data has been found in order
+        write_secret(secret_file, secret)
     total = arguments.passes * len(data.labels)
     described = {
         "scheme": to_json(scheme),

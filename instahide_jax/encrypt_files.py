@@ -19,7 +19,7 @@ from tqdm import tqdm
 from instahide_jax.data.embedded import check_arrays
 from instahide_jax.errors import InputError
 from instahide_jax.instahide import InstaHide
-from instahide_jax.secret import SecretKey
+from instahide_jax.secret import SecretKey, insecure_secret
 
 _CHUNK_BYTES = 1 << 24
 
@@ -59,18 +59,27 @@ def encrypt_dataset(
       order of the data.
 
     Raises:
-      InputError: for arguments out of range, and whatever `encrypt` refuses.
+      InputError: at the call, before any work: for arguments out of range, labels out of range,
+        NaN or infinite pixels or labels, and whatever `encrypt` refuses.
     """
     if passes < 1:
         raise InputError(f"passes is {passes}; it must be at least 1")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be at least 1")
-    _check_data(data, scheme)
+    _check_data(data, public_pool, scheme)
+    return _encrypted(secret, data, public_pool, scheme, passes, batch_size, progress)
+
+
+def _encrypted(
+    secret: SecretKey,
+    data: dict[str, np.ndarray],
+    public_pool: np.ndarray | None,
+    scheme: InstaHide,
+    passes: int,
+    batch_size: int,
+    progress: bool,
+) -> Iterator[dict[str, np.ndarray]]:
     size = len(data["image"])
-    if size < scheme.num_private:
-        raise InputError(
-            f"{scheme.num_private} private images are to be mixed but there are {size}; lower k"
-        )
     bound = secret.run(_content_digest(data, public_pool, scheme)).stream("encrypt_dataset")
     pool = None if public_pool is None else jnp.asarray(public_pool)
     draw = jax.jit(partial(scheme.pass_partners, num_candidates=size))
@@ -94,16 +103,33 @@ def encrypt_dataset(
                 bar.update(len(rows))
 
 
-def _check_data(data: dict[str, np.ndarray], scheme: InstaHide) -> None:
-    """Refuse what no shape tells: labels out of range, pixels that are no numbers."""
+def _check_data(
+    data: dict[str, np.ndarray], public_pool: np.ndarray | None, scheme: InstaHide
+) -> None:
+    """Refuse everything at once: what no shape tells, and what `encrypt` finds while traced."""
     if set(data) != {"image", "label"}:
         raise InputError(
             f"data has entries {sorted(data)}; give 'image' and 'label' only, anything else would "
             "be released in clear"
         )
-    labels = data["label"]
+    images, labels = data["image"], data["label"]
     hard = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
-    check_arrays(data["image"], hard, scheme.num_classes or int(hard.max(initial=0)) + 1)
+    check_arrays(images, hard, scheme.num_classes or int(hard.max(initial=0)) + 1)
+    if labels.ndim == 2 and not (wrong := np.isfinite(labels).all(axis=1)).all():
+        raise InputError(
+            f"soft label {int(np.argmin(wrong))} holds NaN or infinity; correct or remove it"
+        )
+    if public_pool is not None:
+        check_arrays(public_pool, np.zeros(len(public_pool), np.int32), 1)
+    if len(images) < scheme.private_slots:
+        raise InputError(
+            f"{scheme.private_slots} private images are to be mixed but there are {len(images)}; "
+            "lower k"
+        )
+    row = {name: values[:1] for name, values in data.items()}
+    mixed_in = {name: values[: scheme.num_partners] for name, values in data.items()}
+    hide = partial(_hide_rows, scheme=scheme)
+    jax.eval_shape(hide, insecure_secret(0), row, mixed_in, np.zeros(1, np.uint32), public_pool)
 
 
 def _hide_rows(

@@ -32,8 +32,8 @@ class InstaHide(NoHiding):
 
     Attributes:
       k: images in a mixture, >= 2.
-      num_private: how many of them are private, the row's own included; the other k - num_private
-        come from the public pool and never touch the label.
+      num_private: how many of them are private, the row's own included, by default all; the other
+        k - num_private come from the public pool and never touch the label.
       max_coefficient: no coefficient exceeds it (c1 of the published code), in [1/k, 1].
       min_private_mass: the private coefficients sum to at least this (c2), in [0, 1).
       min_own_coefficient: the row's own image has at least this, in [0, max_coefficient]; 0 as
@@ -46,7 +46,7 @@ class InstaHide(NoHiding):
     """
 
     k: int = 4
-    num_private: int = 4
+    num_private: int | None = None
     max_coefficient: float = 0.65
     min_private_mass: float = 0.0
     min_own_coefficient: float = 0.0
@@ -57,8 +57,8 @@ class InstaHide(NoHiding):
         super().__post_init__()
         if self.k < 2:
             raise InputError(f"k is {self.k}, so nothing is mixed; it must be at least 2")
-        if not 1 <= self.num_private <= self.k:
-            raise InputError(f"num_private is {self.num_private}; it must lie in [1, k={self.k}]")
+        if not 1 <= self.private_slots <= self.k:
+            raise InputError(f"num_private is {self.private_slots}; it must lie in [1, k={self.k}]")
         if not 1.0 / self.k <= self.max_coefficient <= 1:
             raise InputError(
                 f"max_coefficient is {self.max_coefficient}; {self.k} coefficients that sum to 1 "
@@ -66,10 +66,11 @@ class InstaHide(NoHiding):
             )
         if not 0 <= self.min_private_mass < 1:
             raise InputError(f"min_private_mass is {self.min_private_mass}; it must lie in [0, 1)")
-        if self.min_private_mass > self.num_private * self.max_coefficient:
+        if self.min_private_mass > self.private_slots * self.max_coefficient:
             raise InputError(
-                f"min_private_mass is {self.min_private_mass}, more than {self.num_private} images "
-                f"of at most {self.max_coefficient} can sum to; lower it or raise max_coefficient"
+                f"min_private_mass is {self.min_private_mass}, more than {self.private_slots} "
+                f"images of at most {self.max_coefficient} can sum to; lower it or raise "
+                "max_coefficient"
             )
         if not 0 <= self.min_own_coefficient <= self.max_coefficient:
             raise InputError(
@@ -82,7 +83,7 @@ class InstaHide(NoHiding):
     @classmethod
     def inside(cls, k: int = 4, **settings: Any) -> Self:
         """All k images are private (inside-dataset InstaHide, section 3.1)."""
-        return cls(k=k, num_private=k, **settings)
+        return cls(k=k, **settings)
 
     @classmethod
     def cross(cls, k: int = 6, **settings: Any) -> Self:
@@ -92,22 +93,27 @@ class InstaHide(NoHiding):
     @classmethod
     def mixup(cls, k: int = 4, **settings: Any) -> Self:
         """k private images and no mask: Mixup with the coefficients of InstaHide; hides nothing."""
-        return cls(k=k, num_private=k, mask="none", **settings)
+        return cls(k=k, mask="none", **settings)
+
+    @property
+    def private_slots(self) -> int:
+        """`num_private`, or k where it was left out."""
+        return self.k if self.num_private is None else self.num_private
 
     @property
     def num_partners(self) -> int:
-        return self.num_private - 1
+        return self.private_slots - 1
 
     @property
     def num_public(self) -> int:
-        return self.k - self.num_private
+        return self.k - self.private_slots
 
     @property
     def law(self) -> CoefficientLaw:
         """The law of the coefficients."""
         return CoefficientLaw(
             self.k,
-            self.num_private,
+            self.private_slots,
             self.max_coefficient,
             self.min_private_mass,
             self.min_own_coefficient,
@@ -119,7 +125,7 @@ class InstaHide(NoHiding):
         int32 [N, num_private - 1]; for passes of many calls, so that each need not draw them anew.
         """
         _, partner_parent = jax.random.split(unwrap(key))
-        return draw_partners(partner_parent, num_candidates, self.num_private)[:, 1:]
+        return draw_partners(partner_parent, num_candidates, self.private_slots)[:, 1:]
 
     def hide_inputs(
         self,
@@ -206,7 +212,7 @@ def encrypt(
             partner_parent = jax.random.fold_in(partner_parent, rows[0])
         else:
             position = rows
-        table = draw_partners(partner_parent, candidates["image"].shape[0], scheme.num_private)
+        table = draw_partners(partner_parent, candidates["image"].shape[0], scheme.private_slots)
         partners = table[position, 1:]
     pool_size = 0 if public_pool is None else public_pool.shape[0]
     keys = prng.row_keys(row_parent, rows.astype(jnp.uint32))
@@ -292,9 +298,9 @@ def _mixed_labels(plan: MixPlan, batch: Batch, candidates: Batch, scheme: InstaH
         soft_labels(candidates["label"][plan.partners[:, i]], scheme.num_classes)
         for i in range(scheme.num_partners)
     ]
-    coefficients = plan.coefficients[:, : scheme.num_private]
+    coefficients = plan.coefficients[:, : scheme.private_slots]
     if scheme.renormalise_labels:
-        coefficients = coefficients / private_mass(coefficients, scheme.num_private)[:, None]
+        coefficients = coefficients / private_mass(coefficients, scheme.private_slots)[:, None]
     return mix(coefficients, parts)
 
 
@@ -344,8 +350,8 @@ def _check(
     if scheme.num_public:
         if public_pool is None:
             raise InputError(
-                f"k={scheme.k} with {scheme.num_private} private images needs a public pool of at "
-                f"least {scheme.num_public} images; pass public_pool, or use InstaHide.inside"
+                f"k={scheme.k} with {scheme.private_slots} private images needs a public pool of "
+                f"at least {scheme.num_public} images; pass public_pool, or use InstaHide.inside"
             )
         pools["public_pool"] = public_pool
     for name, pool in pools.items():
@@ -360,8 +366,8 @@ def _check(
             f"{scheme.num_public} distinct ones"
         )
     num_candidates = candidates["image"].shape[0]
-    if partners is None and num_candidates < scheme.num_private:
+    if partners is None and num_candidates < scheme.private_slots:
         raise InputError(
-            f"{scheme.num_private} private images are to be mixed but there are {num_candidates} "
+            f"{scheme.private_slots} private images are to be mixed but there are {num_candidates} "
             "candidates; lower k, or give a larger batch or private_pool"
         )

@@ -20,6 +20,8 @@ SECRET = insecure_secret(11)
 SCHEME = InstaHide.inside(k=4, num_classes=CLASSES, mean=(0.5,), std=(0.25,))
 ARRAYS = labelled(21, (8, 8, 1))
 DATA = {"image": ARRAYS.images, "label": ARRAYS.labels}
+CROSS = InstaHide.cross(k=6, num_classes=CLASSES)
+SOFT_NAN = np.where(np.arange(21)[:, None] == 2, np.nan, np.eye(CLASSES)[ARRAYS.labels])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,10 +105,9 @@ def test_each_image_is_used_num_private_times_in_a_pass():
 
 def test_public_pool_and_soft_labels():
     soft = np.eye(CLASSES, dtype=np.float32)[ARRAYS.labels]
-    scheme = InstaHide.cross(k=6, num_classes=CLASSES)
     pool = pixels(9, 8, 8, 1, seed=5)
-    hard = _hidden(DATA, pool, scheme, batch_size=21)
-    as_soft = _hidden(DATA | {"label": soft}, pool, scheme, batch_size=21)
+    hard = _hidden(DATA, pool, CROSS, batch_size=21)
+    as_soft = _hidden(DATA | {"label": soft}, pool, CROSS, batch_size=21)
     mass = hard["label"].sum(axis=1)
     assert ((mass >= 0.3) & (mass < 1)).all()
     assert np.abs(hard["image"] - as_soft["image"]).max() > 0.1  # other data, other keys
@@ -155,11 +156,14 @@ def test_any_change_of_content_gives_other_keys(whole):
         ({"data": DATA | {"name": ARRAYS.labels}}, "released in clear"),
         ({"data": DATA | {"label": ARRAYS.labels[:20]}}, "21 images.* 20 labels"),
         ({"data": DATA | {"label": ARRAYS.labels + 1}}, "label 3 is 4: must be in"),
+        ({"data": DATA | {"label": SOFT_NAN}}, "soft label 2 holds NaN or infinity"),
+        ({"scheme": CROSS, "public_pool": DATA["image"][:, :4]}, "public_pool holds uint8 images"),
+        ({"public_pool": np.full((9, 8, 8, 1), np.inf)}, "image 0 holds NaN or infinite"),
     ],
 )
-def test_wrong_arguments(settings, message):
+def test_wrong_arguments_are_refused_at_the_call(settings, message):
     with pytest.raises(InputError, match=message):
-        _hidden(**settings)
+        encrypt_dataset(SECRET, **{"data": DATA, "scheme": SCHEME} | settings)
 
 
 def test_nan_pixels_are_refused():

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,12 +17,12 @@ from instahide_jax.mixing import CoefficientLaw
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"k": 1, "num_private": 1}, "k is 1, so nothing is mixed; it must be at least 2"),
+        ({"k": 1}, "k is 1, so nothing is mixed; it must be at least 2"),
         ({"k": 0}, "k is 0"),
         ({"num_private": 0}, "num_private is 0; it must lie in [1, k=4]"),
         ({"num_private": 5}, "num_private is 5; it must lie in [1, k=4]"),
         ({"max_coefficient": 0.249}, "max_coefficient is 0.249; 4 coefficients"),
-        ({"k": 3, "num_private": 3, "max_coefficient": 0.3}, "bound in [1/k=0.3333, 1]"),
+        ({"k": 3, "max_coefficient": 0.3}, "bound in [1/k=0.3333, 1]"),
         ({"max_coefficient": 1.001}, "max_coefficient is 1.001"),
         ({"max_coefficient": math.nan}, "max_coefficient is nan"),
         ({"min_private_mass": 1.0}, "min_private_mass is 1.0; it must lie in [0, 1)"),
@@ -56,10 +57,19 @@ def test_parameters_at_their_bounds() -> None:
         {"max_coefficient": 1.0},
         {"num_private": 1, "min_private_mass": 0.65},
         {"min_own_coefficient": 0.65},
-        {"k": 2, "num_private": 2, "max_coefficient": 0.5},
-        {"k": 3, "num_private": 3, "max_coefficient": 1 / 3},
+        {"k": 2, "max_coefficient": 0.5},
+        {"k": 3, "max_coefficient": 1 / 3},
     ):
         InstaHide(**settings)
+
+
+def test_k_alone_can_be_overridden() -> None:
+    """As a command line does; inside schemes stay inside, cross schemes keep two private images."""
+    for k in (2, 3, 7):
+        assert replace(InstaHide.inside(4), k=k) == InstaHide.inside(k)
+        assert InstaHide.inside(k).num_partners == k - 1
+        assert InstaHide.inside(k).num_public == 0
+        assert replace(InstaHide.cross(6), k=k).num_public == k - 2
 
 
 def test_published_settings() -> None:

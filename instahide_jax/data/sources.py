@@ -123,7 +123,6 @@ class TfdsStream(DataConfig):
       validation: split, disjoint from `train`.
       test: split.
       resize: side of the squares in pixels.
-      channels: 3 or 1.
       data_dir: folder of prepared data sets; None is TFDS' own default.
     """
 
@@ -132,7 +131,6 @@ class TfdsStream(DataConfig):
     validation: str = "train[99%:]"
     test: str = "validation"
     resize: int = 256
-    channels: int = 3
     data_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -154,7 +152,7 @@ class TfdsStream(DataConfig):
             validation,
             test,
             Statistics(self.mean, self.std),
-            (self.resize, self.resize, self.channels),
+            (self.resize, self.resize, train.image_shape[2] or 3),
             train.identity,
         )
 
