@@ -57,6 +57,11 @@ def main() -> None:
     pool = None
     if experiment.scheme.num_public and experiment.public_pool is not None:
         pool, dataset, _ = experiment.public_pool.load(dataset, shape)
+    in_memory = isinstance(dataset.train, Arrays) and isinstance(dataset.test, Arrays)
+    if isinstance(experiment.scheme, InstaHide) and arguments.encryptions and not in_memory:
+        raise InputError(
+            "encrypted inference needs data in memory; pass --encryptions without a number"
+        )
     num_classes = dataset.test.num_classes
     scheme = experiment.scheme.for_data(num_classes, *dataset.statistics)
     model = make_model(experiment.encoder, shape, num_classes)
@@ -74,10 +79,8 @@ def main() -> None:
     )
     encrypted: dict[int, float] = {}
     if isinstance(scheme, InstaHide) and arguments.encryptions:
-        if not isinstance(dataset.train, Arrays) or not isinstance(dataset.test, Arrays):
-            raise InputError(
-                "encrypted inference needs data in memory; pass --encryptions without a number"
-            )
+        assert isinstance(dataset.train, Arrays)
+        assert isinstance(dataset.test, Arrays)
         seed = arguments.insecure_seed
         encrypted = encrypted_accuracies(
             experiment,

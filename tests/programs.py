@@ -6,9 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+from instahide_jax.checkpoint import Checkpoints
+from instahide_jax.encoders import make_model
 from instahide_jax.errors import run_main
+from instahide_jax.metrics import read_metrics
+from instahide_jax.run import read_experiment
+from instahide_jax.training import init_state, make_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
@@ -17,7 +24,7 @@ from dataclasses import replace
 from instahide_jax import InstaHide, NoHiding
 from instahide_jax.config import Experiment, Schedule, Sgd
 from instahide_jax.data.augment import Augment
-from instahide_jax.data.sources import Mnist5k, PoolFile, PoolHeldOut, TfdsImages
+from instahide_jax.data.sources import Mnist5k, PoolFile, PoolHeldOut, TfdsImages, TfdsStream
 from instahide_jax.encoders import ConvNet, LeNet5
 
 
@@ -57,6 +64,22 @@ def cross_without_pool():
 
 def tfds():
     return replace(default(), data=TfdsImages())
+
+
+def streamed():
+    data = TfdsStream(
+        name="photos",
+        train="train[:48]",
+        validation="train[48:]",
+        test="test",
+        resize=12,
+        mean=(0.5,),
+        std=(0.25,),
+        data_dir="tfds",
+    )
+    return replace(
+        default(), data=data, augment=Augment(size=8, flip=True), partners="batch", batch_size=8
+    )
 """
 
 
@@ -91,6 +114,37 @@ class Place:
         process = self.start(program, *arguments, **settings)
         out, err = process.communicate(timeout=300)
         return process.returncode, out, err
+
+
+def final_state(folder, image_shape=(28, 28, 1), num_classes=10):
+    """The newest checkpoint of a run, in host memory."""
+    experiment = read_experiment(folder)
+    model = make_model(experiment.encoder, image_shape, num_classes)
+    optimizer = make_optimizer(experiment.optimizer, 1, 1)  # shapes do not depend on steps
+    abstract = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0)))
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state = jax.device_get(checkpoints.restore(abstract, max(checkpoints.steps()), one_device))
+    checkpoints.close()
+    return state
+
+
+def assert_same_state(expected, got):
+    """Bit for bit."""
+    for (path, a), b in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=str(path))
+
+
+def last_step(folder):
+    """The last step in a run's metrics."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    return int(lines[-1]["step"]) if lines else 0
+
+
+def without_speed(folder):
+    """A run's metrics but for what differs from run to run."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines]
 
 
 @pytest.fixture

@@ -12,14 +12,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from programs import Place, call
+from programs import Place, assert_same_state, call, final_state, last_step, without_speed
 
 from instahide_jax import read_secret
-from instahide_jax.checkpoint import Checkpoints
-from instahide_jax.encoders import make_model
 from instahide_jax.metrics import read_metrics
 from instahide_jax.run import read_experiment
-from instahide_jax.training import init_state, make_optimizer
 
 __all__ = ["call"]  # a fixture
 STEPS = 90
@@ -100,28 +97,6 @@ def test_a_finished_run_is_not_trained_again(place, finished):
 # Killed and resumed
 
 
-def _final_state(folder):
-    experiment = read_experiment(folder)
-    model = make_model(experiment.encoder, (28, 28, 1), 10)
-    optimizer = make_optimizer(experiment.optimizer, 5, STEPS)
-    abstract = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0)))
-    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    state = jax.device_get(checkpoints.restore(abstract, max(checkpoints.steps()), one_device))
-    checkpoints.close()
-    return state
-
-
-def _last_step(folder):
-    lines = read_metrics(folder / "metrics.jsonl")
-    return int(lines[-1]["step"]) if lines else 0
-
-
-def _without_speed(folder):
-    lines = read_metrics(folder / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines]
-
-
 def test_killed_runs_end_as_one_that_was_not(place, finished):
     """Once while starting, then four times at random steps of training and saving."""
     seed = int.from_bytes(os.urandom(4), "big")
@@ -136,15 +111,15 @@ def test_killed_runs_end_as_one_that_was_not(place, finished):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     while len(kills) < 4:
-        threshold = _last_step(folder) + rng.randint(1, 10)
+        threshold = last_step(folder) + rng.randint(1, 10)
         process = place.start(*arguments)
-        while _last_step(folder) < min(threshold, STEPS) and process.poll() is None:
+        while last_step(folder) < min(threshold, STEPS) and process.poll() is None:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         _, err = process.communicate()
         assert process.returncode in (-signal.SIGKILL, 0), err
-        kills.append(_last_step(folder))
+        kills.append(last_step(folder))
         if process.returncode == 0 or kills[-1] == STEPS:
             break
     print("killed after steps", kills)
@@ -153,13 +128,8 @@ def test_killed_runs_end_as_one_that_was_not(place, finished):
     assert kills[0] < STEPS
     assert "is damaged" not in err
     assert "Resuming at step" in out
-    for expected, got in zip(
-        jax.tree.leaves_with_path(_final_state(finished[0])),
-        jax.tree.leaves_with_path(_final_state(folder)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(expected[1], got[1], err_msg=str(expected[0]))
-    assert _without_speed(folder) == _without_speed(finished[0])
+    assert_same_state(final_state(finished[0]), final_state(folder))
+    assert without_speed(folder) == without_speed(finished[0])
 
 
 # Where the secret is not
@@ -194,7 +164,7 @@ def test_secret_is_nowhere_but_in_its_file(place, finished, scored):
     raw = np.asarray(jax.random.key_data(secret.key)).tobytes()
     assert any(s in b"..." + raw for s in spellings)
     # Checkpoints are compressed: nothing in them is of a key's type.
-    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(_final_state(folder))}
+    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(final_state(folder))}
     assert kinds == {"float32", "int32"}
 
 
