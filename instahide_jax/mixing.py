@@ -122,11 +122,11 @@ def _shuffled(key: jax.Array, size: int, count: int) -> jax.Array:
 def _without_repeats(key: jax.Array, columns: jax.Array) -> jax.Array:
     """Exchange entries within permutations [columns, N] until no row holds an entry twice.
 
-    Columns are mended one after the other, each against those before it. Every exchange mends one
-    row and breaks none, so this ends after as many rounds as rows were wrong: about one per pair of
-    columns, whatever the size.
+    Columns are mended one after the other, each against those before it. Each turn proposes a
+    uniform row, and exchanges entries where that mends one row and breaks none. About one row per
+    pair of columns is wrong, whatever the size, and of a large pass nearly every row will do.
     """
-    count = columns.shape[0]
+    count, size = columns.shape
 
     def repeats(columns: jax.Array) -> jax.Array:
         of_column = [(columns[:c] == columns[None, c]).any(axis=0) for c in range(1, count)]
@@ -135,15 +135,15 @@ def _without_repeats(key: jax.Array, columns: jax.Array) -> jax.Array:
     def exchange(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         columns, turn = carry
         first = jnp.argmax(repeats(columns))
-        column, row = first // columns.shape[1] + 1, first % columns.shape[1]
-        entries = columns[column]
+        column, row = first // size + 1, first % size
+        draw = jax.random.bits(jax.random.fold_in(key, turn), (), "uint32")
+        other = (draw % jnp.uint32(size)).astype(jnp.int32)
+        rows, swapped = jnp.stack([row, other]), jnp.stack([other, row])
+        entries = columns[column, swapped]
         before = jnp.arange(count)[:, None] < column
-        suits_row = ~((columns[:, row, None] == entries[None, :]) & before).any(axis=0)
-        takes_rows_entry = ~((columns == entries[row]) & before).any(axis=0)
-        lottery = jax.random.bits(jax.random.fold_in(key, turn), entries.shape, "uint32")
-        other = jnp.argmax(jnp.where(suits_row & takes_rows_entry, lottery | 1, 0))
-        swapped = entries.at[row].set(entries[other]).at[other].set(entries[row])
-        return columns.at[column].set(swapped), turn + 1
+        suits = ~((columns[:, rows] == entries[None, :]) & before).any()
+        kept = jnp.where(suits, entries, entries[::-1])
+        return columns.at[column, rows].set(kept), turn + 1
 
     columns, _ = lax.while_loop(
         lambda carry: repeats(carry[0]).any(), exchange, (columns, jnp.uint32(0))
