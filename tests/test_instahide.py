@@ -27,7 +27,7 @@ from instahide_jax import (
 
 Result = dict[str, dict[str, np.ndarray]]
 MASKS = ("sign", "abs", "none")
-SHAPE = (3, 11, 1)  # 33 values: one more than the signs of a random word
+SHAPE = (33, 1, 1)  # one row more than a random word has signs
 NUM_VALUES = 33
 
 
