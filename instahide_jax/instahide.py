@@ -1,25 +1,23 @@
 """InstaHide (Huang, Song, Li, Arora, ICML 2020): `encrypt` and its parameters."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from instahide_jax import prng
+from instahide_jax.coefficients import CoefficientLaw
 from instahide_jax.errors import InputError
 from instahide_jax.hiding import Batch, NoHiding, affine, soft_labels
 from instahide_jax.mixing import (
-    CoefficientLaw,
     MixPlan,
-    draw_coefficients,
-    draw_distinct,
     draw_partners,
+    draw_plan,
+    draw_row_partners,
     mix,
-    private_mass,
+    mix_labels,
+    random_signs,
 )
 from instahide_jax.secret import unwrap
 
@@ -201,53 +199,22 @@ def encrypt(
     candidates = batch if private_pool is None else private_pool
     _check(batch, candidates, public_pool, scheme, rows, partners)
     batch, candidates, public_pool = jax.tree.map(jnp.asarray, (batch, candidates, public_pool))
-    size = batch["image"].shape[0]
+    size, height, width, channels = batch["image"].shape
     rows = jnp.arange(size) if rows is None else rows
     row_parent, partner_parent = jax.random.split(typed_key)
     if partners is None:
-        if private_pool is None:
-            # Candidates are this call's own rows; calls that share a key (one per device) part
-            # here.
-            position = jnp.arange(size, dtype=jnp.int32)
-            partner_parent = jax.random.fold_in(partner_parent, rows[0])
-        else:
-            position = rows
-        table = draw_partners(partner_parent, candidates["image"].shape[0], scheme.private_slots)
-        partners = table[position, 1:]
-    pool_size = 0 if public_pool is None else public_pool.shape[0]
+        num_candidates = None if private_pool is None else candidates["image"].shape[0]
+        partners = draw_row_partners(partner_parent, rows, scheme.private_slots, num_candidates)
     keys = prng.row_keys(row_parent, rows.astype(jnp.uint32))
-    plan, sign_words = _draw_rows(keys, partners, pool_size, batch["image"].shape[1:], scheme)
+    pool_size = 0 if public_pool is None else public_pool.shape[0]
+    words = (-(-height // 32), width, channels)
+    plan, sign_words = draw_plan(
+        keys, partners, scheme.law, pool_size, words, unused=scheme.mask != "sign"
+    )
     return {
         "image": _mixed_images(plan, sign_words, batch, candidates, public_pool, scheme),
         "label": _mixed_labels(plan, batch, candidates, scheme),
     }
-
-
-def _draw_rows(
-    keys: jax.Array,
-    partners: jax.Array,
-    pool_size: int,
-    image_shape: Sequence[int],
-    scheme: InstaHide,
-) -> tuple[MixPlan, jax.Array]:
-    """The plan of every row and the random words of its signs, as `random_signs` takes them.
-
-    All words of a row come from one stretch of its key stream: one call of the block function over
-    all rows costs half of what a call per kind of draw does.
-    """
-    law = scheme.law
-    height, width, channels = image_shape
-    shape = (-(-height // 32), width, channels)
-    ends = (law.words_per_round, law.words_per_round + scheme.num_public)
-    # Room for signs is left whatever the mask, so that masks differ in nothing but the signs.
-    num_words = ends[1] + math.prod(shape)
-    words = prng.row_bits(keys, num_words if scheme.mask == "sign" else ends[1])
-    plan = MixPlan(
-        partners=partners.astype(jnp.int32),
-        public=draw_distinct(words[:, ends[0] : ends[1]], pool_size),
-        coefficients=draw_coefficients(keys, words[:, : ends[0]], law, prng.blocks_of(num_words)),
-    )
-    return plan, words[:, ends[1] :].reshape(keys.size, *(shape if scheme.mask == "sign" else (0,)))
 
 
 def _mixed_images(
@@ -272,36 +239,13 @@ def _mixed_images(
     return image.astype(scheme.dtype)
 
 
-def random_signs(words: jax.Array, height: int) -> jax.Array:
-    """One sign per value, float32 [B, height, W, C] in {-1, +1}, each from one random bit.
-
-    Neighbouring values take theirs from neighbouring words: with neighbouring bits of one word, XLA
-    does not vectorise the pass that mixes, and takes one and a half times as long on a CPU. The
-    price are unused bits where the height is no multiple of 32.
-
-    Args:
-      words: uint32 [B, R, W, C] with R = ceil(height / 32), random. Bit 31 - j of the words in row
-        r gives the signs of row R * j + r.
-      height: rows of signs.
-    """
-    shifts = jnp.arange(32, dtype=jnp.uint32)[None, :, None, None, None]
-    sign_bits = (words[:, None] << shifts) & jnp.uint32(0x80000000)
-    # As the sign bit of 1.0: the product with +-1 is exact and has a gradient.
-    one = jnp.uint32(0x3F800000)
-    signs = lax.bitcast_convert_type(sign_bits | one, jnp.float32)
-    return signs.reshape(words.shape[0], -1, *words.shape[2:])[:, :height]
-
-
 def _mixed_labels(plan: MixPlan, batch: Batch, candidates: Batch, scheme: InstaHide) -> jax.Array:
-    parts = [soft_labels(batch["label"], scheme.num_classes)]
-    parts += [
+    own = soft_labels(batch["label"], scheme.num_classes)
+    partners = [
         soft_labels(candidates["label"][plan.partners[:, i]], scheme.num_classes)
         for i in range(scheme.num_partners)
     ]
-    coefficients = plan.coefficients[:, : scheme.private_slots]
-    if scheme.renormalise_labels:
-        coefficients = coefficients / private_mass(coefficients, scheme.private_slots)[:, None]
-    return mix(coefficients, parts)
+    return mix_labels(plan.coefficients, [own, *partners], scheme.renormalise_labels)
 
 
 def _check(

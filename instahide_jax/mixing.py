@@ -4,48 +4,16 @@ Every draw that belongs to one row comes from that row's own key, so it does not
 device holds the row, on how many rows there are, or on the backend.
 """
 
+import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from instahide_jax import prng
-
-# The redraw of coefficients ends after this many rounds of at least 4 candidates each. A law that
-# accepts one candidate in fifty is cut off once in 1e9 rows; the published laws accept one in three
-# or more.
-MAX_ROUNDS = 256
-# A redraw is for few rows but costs all of them: try several times the candidates at once.
-_CANDIDATES_FACTOR = 4
-
-
-class CoefficientLaw(NamedTuple):
-    """The law of one row's coefficients: |N(0,1)| in every slot, normalised, within bounds.
-
-    A draw that breaks a bound is redrawn as a whole (Huang et al. 2020, section 3 and their code).
-
-    Attributes:
-      k: number of slots.
-      num_private: leading slots that hold private images.
-      max_coefficient: largest coefficient allowed.
-      min_private_mass: smallest sum of the private slots allowed.
-      min_own: smallest coefficient of slot 0 allowed.
-    """
-
-    k: int
-    num_private: int
-    max_coefficient: float = 1.0
-    min_private_mass: float = 0.0
-    min_own: float = 0.0
-
-    @property
-    def words_per_round(self) -> int:
-        """Words of one round of candidates: as many candidates as 16 words give, at least 1."""
-        return self.k * max(1, 16 // self.k)
+from instahide_jax.coefficients import CoefficientLaw, draw_coefficients, private_mass
 
 
 class MixPlan(NamedTuple):
@@ -92,6 +60,23 @@ def draw_partners(key: jax.Array, num_candidates: int, num_private: int) -> jax.
         return order[(place[:, None] + shifts[None, :]) % num_candidates]
     shuffled = _shuffled(shuffle_key, num_candidates, num_private - 1)
     return _without_repeats(repair_key, jnp.concatenate([identity[None, :], shuffled])).T
+
+
+def draw_row_partners(
+    key: jax.Array, rows: jax.Array, num_private: int, num_candidates: int | None
+) -> jax.Array:
+    """Private partners of some rows of a pass, int32 [B, num_private - 1].
+
+    Args:
+      key: typed key of the pass.
+      rows: integers [B], numbers of the rows in the pass.
+      num_private: private slots, the row's own included.
+      num_candidates: candidate rows[i] is row i itself; or None: the candidates are the rows of
+        this call. Calls that share a key, one per device, then part here.
+    """
+    if num_candidates is not None:
+        return draw_partners(key, num_candidates, num_private)[rows, 1:]
+    return draw_partners(jax.random.fold_in(key, rows[0]), len(rows), num_private)[:, 1:]
 
 
 def _shuffled(key: jax.Array, size: int, count: int) -> jax.Array:
@@ -151,118 +136,6 @@ def _without_repeats(key: jax.Array, columns: jax.Array) -> jax.Array:
     return columns
 
 
-def draw_coefficients(
-    keys: jax.Array, first_words: jax.Array, law: CoefficientLaw, next_block: int = 0
-) -> jax.Array:
-    """Mixing coefficients of every row, float32 [B, k], within the law's bounds without exception.
-
-    Candidates of a row are tried in order until one is accepted: first those in `first_words`, then
-    those further on in the row's key stream. Should MAX_ROUNDS rounds not do, which only bounds
-    that leave next to no room can cause, the last candidate is drawn towards the centre of the
-    bounds until it keeps them.
-
-    Args:
-      keys: typed row keys [B].
-      first_words: uint32 [B, law.words_per_round], random.
-      law: the law.
-      next_block: block of the key streams from which on they are unused.
-    """
-    coefficients, accepted = _first_accepted(first_words, law)
-    num_words = _CANDIDATES_FACTOR * law.words_per_round
-    num_blocks = prng.blocks_of(num_words)
-
-    def redraw(
-        carry: tuple[jax.Array, jax.Array, jax.Array],
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        turn, kept, done = carry
-        words = prng.row_bits(keys, num_words, next_block + turn * jnp.uint32(num_blocks))
-        fresh, fits = _first_accepted(words, law)
-        return turn + 1, jnp.where(done[:, None], kept, fresh), done | fits
-
-    _, coefficients, accepted = lax.while_loop(
-        lambda carry: (carry[0] < MAX_ROUNDS) & ~carry[2].all(),
-        redraw,
-        (jnp.uint32(0), coefficients, accepted),
-    )
-    return lax.cond(
-        accepted.all(),
-        lambda: coefficients,
-        lambda: jnp.where(accepted[:, None], coefficients, _pull_within(coefficients, law)),
-    )
-
-
-def _half_normal_table() -> tuple[np.ndarray, np.ndarray]:
-    """Quantiles of |N(0, 1)| in units of 2**-20, and the steps between them, int32 [32 * 128].
-
-    There are 128 cells per octave of the probability of a larger value, from 1 down to 2**-32.
-    """
-    tails = [2.0 ** -(octave + 1) * (1 + i / 128) for octave in range(32) for i in range(129)]
-    quantiles = [round(-NormalDist().inv_cdf(tail / 2) * 2**20) for tail in tails]
-    octaves = np.array(quantiles, np.int32).reshape(32, 129)
-    return octaves[:, :-1].ravel(), np.diff(octaves, axis=1).ravel()
-
-
-_QUANTILES, _QUANTILE_STEPS = _half_normal_table()
-
-
-def _half_normal(words: jax.Array) -> jax.Array:
-    """|N(0, 1)| from 32 random bits: uint32 in units of 2**-20, at least 1, exact to 5e-6.
-
-    A word over 2**32 is the probability of a larger value. The arithmetic is that of integers: XLA
-    evaluates erf_inv otherwise in the vectorised part of a loop than in its remainder, so that
-    the last bits of a row would depend on how many rows its device holds.
-    """
-    words = words | jnp.uint32(1)
-    octave = lax.clz(words)
-    rest = words << octave << jnp.uint32(1)  # the bits below the leading one
-    cell = (octave * jnp.uint32(128) + (rest >> jnp.uint32(25))).astype(jnp.int32)
-    share = ((rest >> jnp.uint32(9)) & jnp.uint32(0xFFFF)).astype(jnp.int32)  # of 2**16
-    steps = (jnp.asarray(_QUANTILE_STEPS)[cell] * share) >> 16
-    return (jnp.asarray(_QUANTILES)[cell] + steps).astype(jnp.uint32) | jnp.uint32(1)
-
-
-def _first_accepted(words: jax.Array, law: CoefficientLaw) -> tuple[jax.Array, jax.Array]:
-    """The first candidate of each row within bounds (else its last), and whether there is one."""
-    folded = _half_normal(words).reshape(words.shape[0], -1, law.k)
-    total = folded.sum(axis=-1, keepdims=True, dtype=jnp.uint32)
-    candidates = folded.astype(jnp.float32) / total.astype(jnp.float32)
-    fits = _within(candidates, law)
-    fits_or_last = fits.at[:, -1].set(True)
-    chosen = jnp.argmax(fits_or_last, axis=1)
-    return jnp.take_along_axis(candidates, chosen[:, None, None], axis=1)[:, 0], fits.any(axis=1)
-
-
-def private_mass(coefficients: jax.Array, num_private: int) -> jax.Array:
-    """Sum of the leading `num_private` entries of the last axis, added in order."""
-    return jnp.asarray(sum(coefficients[..., i] for i in range(num_private)))
-
-
-def _within(coefficients: jax.Array, law: CoefficientLaw) -> jax.Array:
-    return (
-        (coefficients.max(axis=-1) <= law.max_coefficient)
-        & (private_mass(coefficients, law.num_private) >= law.min_private_mass)
-        & (coefficients[..., 0] >= law.min_own)
-    )
-
-
-def _pull_within(coefficients: jax.Array, law: CoefficientLaw) -> jax.Array:
-    """Move rows towards the centre of the bounds, by halves of the way, until they keep them."""
-    # The margin of a few float32 roundings keeps the sum of the private slots above its bound.
-    mass = max(law.num_private / law.k, law.min_private_mass + 1e-6, law.min_own)
-    mass = min(mass, law.num_private * law.max_coefficient, 1.0)
-    own = max(law.min_own, mass / law.num_private)
-    partners = (mass - own) / max(1, law.num_private - 1)
-    public = (1.0 - mass) / max(1, law.k - law.num_private)
-    centre = jnp.array(
-        [own] + [partners] * (law.num_private - 1) + [public] * (law.k - law.num_private)
-    )[None, None, :]
-    # Powers of two, because a product that rounds would not round alike in every loop (see `mix`).
-    shares = np.append(0.5 ** np.arange(1, 21), 0).astype(np.float32)[None, :, None]
-    path = centre + (coefficients[:, None, :] - centre) * shares
-    fits = _within(path, law).at[:, -1].set(True)
-    return jnp.take_along_axis(path, jnp.argmax(fits, axis=1)[:, None, None], axis=1)[:, 0]
-
-
 def draw_distinct(words: jax.Array, size: int) -> jax.Array:
     """A uniform random subset per row, by Floyd's algorithm.
 
@@ -285,6 +158,44 @@ def draw_distinct(words: jax.Array, size: int) -> jax.Array:
             pick = jnp.where(repeated, last, pick)
         chosen.append(pick)
     return jnp.stack(chosen, axis=1) if chosen else jnp.zeros((words.shape[0], 0), jnp.int32)
+
+
+def draw_plan(
+    keys: jax.Array,
+    partners: jax.Array,
+    law: CoefficientLaw,
+    pool_size: int,
+    extra_shape: tuple[int, ...],
+    *,
+    unused: bool = False,
+) -> tuple[MixPlan, jax.Array]:
+    """The plan of every row, and random words of its own for what the scheme does beyond mixing.
+
+    All words of a row come from one stretch of its key stream: one call of the block function over
+    all rows costs half of what a call per kind of draw does.
+
+    Args:
+      keys: typed row keys [B].
+      partners: int32 [B, num_private - 1].
+      law: of the coefficients; says how many slots are public.
+      pool_size: public candidates.
+      extra_shape: of the words of a row.
+      unused: leave room for the words but do not draw them, so that schemes that differ in their
+        use share a plan.
+
+    Returns:
+      The plan, and uint32 [B, *extra_shape] ([B, 0] where unused).
+    """
+    num_public = law.k - law.num_private
+    ends = (law.words_per_round, law.words_per_round + num_public)
+    num_words = ends[1] + math.prod(extra_shape)
+    words = prng.row_bits(keys, ends[1] if unused else num_words)
+    plan = MixPlan(
+        partners=partners.astype(jnp.int32),
+        public=draw_distinct(words[:, ends[0] : ends[1]], pool_size),
+        coefficients=draw_coefficients(keys, words[:, : ends[0]], law, prng.blocks_of(num_words)),
+    )
+    return plan, words[:, ends[1] :].reshape(keys.size, *((0,) if unused else extra_shape))
 
 
 def mix(coefficients: jax.Array, parts: Sequence[jax.Array]) -> jax.Array:
@@ -310,3 +221,39 @@ def mix(coefficients: jax.Array, parts: Sequence[jax.Array]) -> jax.Array:
             for i, part in enumerate(parts)
         )
     )
+
+
+def mix_labels(
+    coefficients: jax.Array, parts: Sequence[jax.Array], renormalise: bool = False
+) -> jax.Array:
+    """Labels [B, ...] of mixtures: public images have none, so the private mass is their weight.
+
+    Args:
+      coefficients: float32 [B, k], private slots first.
+      parts: labels of the private slots, [B, ...] each.
+      renormalise: divide by the private mass.
+    """
+    private = coefficients[:, : len(parts)]
+    if renormalise:
+        private = private / private_mass(private, len(parts))[:, None]
+    return mix(private, parts)
+
+
+def random_signs(words: jax.Array, height: int) -> jax.Array:
+    """One sign per value, float32 [B, height, W, C] in {-1, +1}, each from one random bit.
+
+    Neighbouring values take theirs from neighbouring words: with neighbouring bits of one word, XLA
+    does not vectorise the pass that mixes, and takes one and a half times as long on a CPU. The
+    price are unused bits where the height is no multiple of 32.
+
+    Args:
+      words: uint32 [B, R, W, C] with R = ceil(height / 32), random. Bit 31 - j of the words in row
+        r gives the signs of row R * j + r.
+      height: rows of signs.
+    """
+    shifts = jnp.arange(32, dtype=jnp.uint32)[None, :, None, None, None]
+    sign_bits = (words[:, None] << shifts) & jnp.uint32(0x80000000)
+    # As the sign bit of 1.0: the product with +-1 is exact and has a gradient.
+    one = jnp.uint32(0x3F800000)
+    signs = lax.bitcast_convert_type(sign_bits | one, jnp.float32)
+    return signs.reshape(words.shape[0], -1, *words.shape[2:])[:, :height]

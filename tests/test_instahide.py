@@ -17,10 +17,10 @@ from scipy import stats
 from instahide_jax import (
     InstaHide,
     SecretKey,
+    coefficients,
     encrypt,
     insecure_key,
     insecure_secret,
-    instahide,
     mixing,
     prng,
 )
@@ -291,9 +291,9 @@ def test_signs_share_no_randomness_with_redrawn_coefficients() -> None:
     def draw(words: jax.Array) -> tuple[jax.Array, ...]:
         keys = prng.row_keys(key_of(words), jnp.arange(60_000, dtype=jnp.uint32))
         partners = jnp.zeros((60_000, 1), jnp.int32)
-        plan, sign_words = instahide._draw_rows(keys, partners, 0, (32, 16, 1), InstaHide.inside(2))
-        _, at_once = mixing._first_accepted(prng.row_bits(keys, law.words_per_round), law)
-        signs = instahide.random_signs(sign_words, 32).reshape(-1, 512)
+        plan, sign_words = mixing.draw_plan(keys, partners, law, 0, (1, 16, 1))
+        _, at_once = coefficients._first_accepted(prng.row_bits(keys, law.words_per_round), law)
+        signs = mixing.random_signs(sign_words, 32).reshape(-1, 512)
         return plan.coefficients[:, 0], signs, at_once
 
     own, signs, at_once = (np.asarray(x) for x in draw(words_of(0)))
@@ -381,17 +381,6 @@ def test_gradients_reach_own_images_and_partners() -> None:
     after, _ = loss(images + direction)
     assert (np.asarray(gradient) != 0).all()
     assert (gradient * direction).sum() == pytest.approx(float(after - before), abs=2e-5)
-
-
-@pytest.mark.parametrize("height", [1, 28, 31, 32, 33, 64, 95])
-def test_random_signs_use_one_bit_each(height: int) -> None:
-    rows = -(-height // 32)
-    words = np.random.default_rng(0).integers(0, 2**32, (5, rows, 3, 2), np.uint32)
-    signs = np.asarray(instahide.random_signs(jnp.asarray(words), height))
-    assert signs.shape == (5, height, 3, 2)
-    for row in range(height):
-        bits = (words[:, row % rows] >> np.uint32(31 - row // rows)) & 1
-        np.testing.assert_array_equal(signs[:, row], 1.0 - 2.0 * bits)
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (1, 1, 1), (17, 13, 3), (224, 224, 3)])

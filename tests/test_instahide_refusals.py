@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from instahide_jax import InputError, InstaHide, encrypt, insecure_key, insecure_secret
-from instahide_jax.mixing import CoefficientLaw
+from instahide_jax.coefficients import CoefficientLaw
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ PROGRAMS = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "configs").glob("*.py"))
 LAYERS = [
     ["errors", "metrics"],
     ["prng", "secret", "arguments", "parallel", "pictures"],
-    ["mixing", "data", "encoders"],
-    ["hiding"],
+    ["coefficients", "data", "encoders"],
+    ["mixing", "hiding"],
     ["instahide", "config", "checkpoint"],
     ["run", "training", "encrypt_files"],
     ["evaluation"],
