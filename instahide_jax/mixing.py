@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from instahide_jax import prng
@@ -82,26 +83,18 @@ def draw_row_partners(
 def _shuffled(key: jax.Array, size: int, count: int) -> jax.Array:
     """Independent uniform permutations of 0..size-1, int32 [count, size].
 
-    Entries are sorted by at least 48 random bits each, so two of them tie, and keep their order,
-    with probability 2**-48. As in a radix sort the bits are used a few at a time, least significant
-    first, in words whose low bits hold the entry's place: XLA sorts an array of words without
-    companions several times as fast as the records of bits and entry that `jax.random.permutation`
-    sorts.
+    The entries are sorted in words of 64 bits, random ones above and the entry below: XLA sorts an
+    array of words without companions several times as fast as the records of random bits and entry
+    that `jax.random.permutation` sorts. Of up to 2**b entries two tie, and keep their order, with
+    probability 2**(b - 64).
     """
-    place_bits = max(1, (size - 1).bit_length())
-    rounds = -(-48 // (32 - place_bits))
-    places = jnp.arange(size, dtype=jnp.uint32)[None, :]
-    random_words = jax.random.bits(key, (rounds, count, size), "uint32")
-
-    def sort_once(order: jax.Array, words: jax.Array) -> tuple[jax.Array, None]:
-        random_bits = words >> jnp.uint32(place_bits) << jnp.uint32(place_bits)
-        from_place = lax.sort(random_bits | places, dimension=1) & jnp.uint32(2**place_bits - 1)
-        return jnp.take_along_axis(order, from_place.astype(jnp.int32), axis=1), None
-
-    # OR-ed with a zero made from the words: inside shard_map the carry must vary over the mesh axes
-    # over which they vary.
-    unsorted = (places | (random_words[0] & jnp.uint32(0))).astype(jnp.int32)
-    return lax.scan(sort_once, unsorted, random_words)[0]
+    entry_bits = np.uint64(max(1, (size - 1).bit_length()))
+    low, high = jax.random.bits(key, (2, count, size), "uint32")
+    with jax.enable_x64(True):  # for 64-bit words; the caller's setting stays as it is
+        random_bits = (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64)
+        entries = lax.broadcasted_iota(jnp.uint64, (count, size), 1)
+        ordered = lax.sort((random_bits >> entry_bits << entry_bits) | entries, dimension=1)
+        return (ordered & ((np.uint64(1) << entry_bits) - np.uint64(1))).astype(jnp.int32)
 
 
 def _without_repeats(key: jax.Array, columns: jax.Array) -> jax.Array:
