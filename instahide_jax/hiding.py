@@ -10,6 +10,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
+from instahide_jax.coefficients import CoefficientLaw
 from instahide_jax.errors import InputError
 
 Batch = dict[str, jax.Array]
@@ -101,6 +102,80 @@ class NoHiding:
         """Features [B, width] as the head sees them."""
         del key
         return features
+
+
+@dataclass(frozen=True)
+class MixingScheme(NoHiding):
+    """What InstaHide and TextHide share: examples are mixed with others under random coefficients.
+
+    Attributes:
+      k: examples in a mixture, >= 1.
+      num_private: how many of them are private, the row's own included, by default all; the other
+        k - num_private are public and never touch the label.
+      max_coefficient: no coefficient exceeds it (c1 of the published code), in [1/k, 1].
+      min_private_mass: the private coefficients sum to at least this (c2), in [0, 1).
+      min_own_coefficient: the row's own example has at least this, in [0, max_coefficient]; 0 as
+        published. For encrypted inference, where only the own example is asked about.
+      renormalise_labels: divide labels by the private mass. As published they are not: with public
+        parts a label sums to the private mass, an example weight that tells an observer the
+        coefficients.
+    """
+
+    k: int = 4
+    num_private: int | None = None
+    max_coefficient: float = 1.0
+    min_private_mass: float = 0.0
+    min_own_coefficient: float = 0.0
+    renormalise_labels: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 1:
+            raise InputError(f"k is {self.k}; it must be at least 1")
+        if not 1 <= self.private_slots <= self.k:
+            raise InputError(f"num_private is {self.private_slots}; it must lie in [1, k={self.k}]")
+        if not 1.0 / self.k <= self.max_coefficient <= 1:
+            raise InputError(
+                f"max_coefficient is {self.max_coefficient}; {self.k} coefficients that sum to 1 "
+                f"need a bound in [1/k={1 / self.k:.4g}, 1]"
+            )
+        if not 0 <= self.min_private_mass < 1:
+            raise InputError(f"min_private_mass is {self.min_private_mass}; it must lie in [0, 1)")
+        if self.min_private_mass > self.private_slots * self.max_coefficient:
+            raise InputError(
+                f"min_private_mass is {self.min_private_mass}, more than {self.private_slots} "
+                f"coefficients of at most {self.max_coefficient} can sum to; lower it or raise "
+                "max_coefficient"
+            )
+        if not 0 <= self.min_own_coefficient <= self.max_coefficient:
+            raise InputError(
+                f"min_own_coefficient is {self.min_own_coefficient}; "
+                f"it must lie in [0, max_coefficient={self.max_coefficient}]"
+            )
+
+    @property
+    def private_slots(self) -> int:
+        """`num_private`, or k where it was left out."""
+        return self.k if self.num_private is None else self.num_private
+
+    @property
+    def num_partners(self) -> int:
+        return self.private_slots - 1
+
+    @property
+    def num_public(self) -> int:
+        return self.k - self.private_slots
+
+    @property
+    def law(self) -> CoefficientLaw:
+        """The law of the coefficients."""
+        return CoefficientLaw(
+            self.k,
+            self.private_slots,
+            self.max_coefficient,
+            self.min_private_mass,
+            self.min_own_coefficient,
+        )
 
 
 def affine(

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from instahide_jax import prng
-from instahide_jax.coefficients import CoefficientLaw
 from instahide_jax.errors import InputError
-from instahide_jax.hiding import Batch, NoHiding, affine, soft_labels
+from instahide_jax.hiding import Batch, MixingScheme, affine, soft_labels
 from instahide_jax.mixing import (
     MixPlan,
     draw_partners,
@@ -25,56 +24,23 @@ Mask = Literal["sign", "abs", "none"]
 
 
 @dataclass(frozen=True)
-class InstaHide(NoHiding):
-    """Parameters of InstaHide. `inside` and `cross` give the published settings.
+class InstaHide(MixingScheme):
+    """Parameters of InstaHide, beside those of every `MixingScheme`; k is at least 2.
+
+    `inside` and `cross` give the published settings.
 
     Attributes:
-      k: images in a mixture, >= 2.
-      num_private: how many of them are private, the row's own included, by default all; the other
-        k - num_private come from the public pool and never touch the label.
-      max_coefficient: no coefficient exceeds it (c1 of the published code), in [1/k, 1].
-      min_private_mass: the private coefficients sum to at least this (c2), in [0, 1).
-      min_own_coefficient: the row's own image has at least this, in [0, max_coefficient]; 0 as
-        published. For encrypted inference, where only the own image is asked about.
       mask: "sign" flips the sign of every value at random; "abs" releases magnitudes, which
         protects neither more nor less and needs no random signs; "none" is plain Mixup.
-      renormalise_labels: divide labels by the private mass. As published they are not: in cross
-        mode a label sums to the private mass, an example weight that tells an observer the
-        coefficients.
     """
 
-    k: int = 4
-    num_private: int | None = None
     max_coefficient: float = 0.65
-    min_private_mass: float = 0.0
-    min_own_coefficient: float = 0.0
     mask: Mask = "sign"
-    renormalise_labels: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.k < 2:
             raise InputError(f"k is {self.k}, so nothing is mixed; it must be at least 2")
-        if not 1 <= self.private_slots <= self.k:
-            raise InputError(f"num_private is {self.private_slots}; it must lie in [1, k={self.k}]")
-        if not 1.0 / self.k <= self.max_coefficient <= 1:
-            raise InputError(
-                f"max_coefficient is {self.max_coefficient}; {self.k} coefficients that sum to 1 "
-                f"need a bound in [1/k={1 / self.k:.4g}, 1]"
-            )
-        if not 0 <= self.min_private_mass < 1:
-            raise InputError(f"min_private_mass is {self.min_private_mass}; it must lie in [0, 1)")
-        if self.min_private_mass > self.private_slots * self.max_coefficient:
-            raise InputError(
-                f"min_private_mass is {self.min_private_mass}, more than {self.private_slots} "
-                f"images of at most {self.max_coefficient} can sum to; lower it or raise "
-                "max_coefficient"
-            )
-        if not 0 <= self.min_own_coefficient <= self.max_coefficient:
-            raise InputError(
-                f"min_own_coefficient is {self.min_own_coefficient}; "
-                f"it must lie in [0, max_coefficient={self.max_coefficient}]"
-            )
+        super().__post_init__()
         if self.mask not in ("sign", "abs", "none"):
             raise InputError(f"mask is {self.mask!r}; choose 'sign', 'abs' or 'none'")
 
@@ -92,30 +58,6 @@ class InstaHide(NoHiding):
     def mixup(cls, k: int = 4, **settings: Any) -> Self:
         """k private images and no mask: Mixup with the coefficients of InstaHide; hides nothing."""
         return cls(k=k, mask="none", **settings)
-
-    @property
-    def private_slots(self) -> int:
-        """`num_private`, or k where it was left out."""
-        return self.k if self.num_private is None else self.num_private
-
-    @property
-    def num_partners(self) -> int:
-        return self.private_slots - 1
-
-    @property
-    def num_public(self) -> int:
-        return self.k - self.private_slots
-
-    @property
-    def law(self) -> CoefficientLaw:
-        """The law of the coefficients."""
-        return CoefficientLaw(
-            self.k,
-            self.private_slots,
-            self.max_coefficient,
-            self.min_private_mass,
-            self.min_own_coefficient,
-        )
 
     def pass_partners(self, key: Any, num_candidates: int) -> jax.Array:
         """The partners that `encrypt` draws under `key` from a private pool of this size.

@@ -30,7 +30,7 @@ from instahide_jax.coefficients import CoefficientLaw
         ({"min_private_mass": math.nan}, "min_private_mass is nan"),
         (
             {"num_private": 1, "min_private_mass": 0.7},
-            "min_private_mass is 0.7, more than 1 images of at most 0.65 can sum to",
+            "min_private_mass is 0.7, more than 1 coefficients of at most 0.65 can sum to",
         ),
         ({"min_own_coefficient": 0.66}, "is 0.66; it must lie in [0, max_coefficient=0.65]"),
         ({"min_own_coefficient": -0.1}, "min_own_coefficient is -0.1"),
