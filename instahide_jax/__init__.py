@@ -1,4 +1,4 @@
-"""Train networks on hidden data: InstaHide in JAX and Flax."""
+"""Train networks on hidden data: InstaHide and TextHide in JAX and Flax."""
 
 from instahide_jax.errors import InputError
 from instahide_jax.hiding import NoHiding
@@ -12,14 +12,17 @@ from instahide_jax.secret import (
     secret_key,
     write_secret,
 )
+from instahide_jax.texthide import TextHide, hide
 
 __all__ = [
     "InputError",
     "InstaHide",
     "NoHiding",
     "SecretKey",
+    "TextHide",
     "draw_partners",
     "encrypt",
+    "hide",
     "insecure_key",
     "insecure_secret",
     "read_secret",

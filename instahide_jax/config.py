@@ -16,6 +16,7 @@ from instahide_jax.data.sources import DataConfig, PoolConfig
 from instahide_jax.encoders.base import EncoderConfig
 from instahide_jax.errors import InputError
 from instahide_jax.hiding import NoHiding
+from instahide_jax.instahide import InstaHide
 from instahide_jax.parallel import DeviceMap
 
 
@@ -126,6 +127,11 @@ class Experiment:
         for name in ("epochs", "batch_size", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if type(self.scheme) not in (NoHiding, InstaHide):
+            raise InputError(
+                f"scheme is {type(self.scheme).__name__}; images are trained on with InstaHide or "
+                "NoHiding: choose one of them"
+            )
         if self.partners not in ("dataset", "batch"):
             raise InputError(f"partners is {self.partners!r}; choose 'dataset' or 'batch'")
         if self.device_map not in ("shard_map", "pmap"):

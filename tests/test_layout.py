@@ -23,7 +23,7 @@ LAYERS = [
     ["prng", "secret", "arguments", "parallel", "pictures"],
     ["coefficients", "data", "encoders"],
     ["mixing", "hiding"],
-    ["instahide", "config", "checkpoint"],
+    ["instahide", "texthide", "config", "checkpoint"],
     ["run", "training", "encrypt_files"],
     ["evaluation"],
     ["encrypt_command"],
