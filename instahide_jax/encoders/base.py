@@ -2,8 +2,8 @@
 
 An encoder is a frozen dataclass of hyper-parameters with a method `build` that makes an NNX module;
 the module maps images or tokens to features. A linear head maps features to logits; schemes that
-hide features act between the two. `make_model` turns both into pure functions on pytrees: modules are
-split once, so that a training step is one `jax.jit` dispatch.
+hide features act between the two. `make_model` turns both into pure functions on pytrees: modules
+are split once, so that a training step is one `jax.jit` dispatch.
 """
 
 from collections.abc import Callable
@@ -68,7 +68,7 @@ class Model(NamedTuple):
       init: (key) -> Variables.
       features: (variables, inputs, *, train, dropout_key=None) ->
         (float32 features [B, width], stats).
-      logits: (params, features) -> float32 [B, classes].
+      logits: (params, features [..., width]) -> float32 [..., classes].
     """
 
     init: Callable[[jax.Array], Variables]
@@ -124,7 +124,9 @@ def make_model(config: EncoderConfig, shape: tuple[int, ...], num_classes: int) 
         return forward(variables, inputs, train, dropout_key)
 
     def logits(params: Tree, features: jax.Array) -> jax.Array:
-        return features @ params["head"]["kernel"] + params["head"]["bias"][None, :]
+        bias = params["head"]["bias"]
+        bias = bias.reshape((1,) * (features.ndim - 1) + bias.shape)
+        return features @ params["head"]["kernel"] + bias
 
     return Model(init, features, logits)
 
