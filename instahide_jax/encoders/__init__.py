@@ -1,10 +1,12 @@
 """Encoders: one configuration dataclass each, chosen by its constructor in a config file."""
 
 from instahide_jax.encoders.base import EncoderConfig, Model, Variables, make_model, num_parameters
+from instahide_jax.encoders.bert import Bert
 from instahide_jax.encoders.convnet import ConvNet, LeNet5
 from instahide_jax.encoders.resnet import ResNet, ResNet18, WideResNet
 
 __all__ = [
+    "Bert",
     "ConvNet",
     "EncoderConfig",
     "LeNet5",

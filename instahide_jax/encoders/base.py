@@ -1,9 +1,9 @@
 """What an encoder is, and the one place that knows Flax NNX's split and merge.
 
 An encoder is a frozen dataclass of hyper-parameters with a method `build` that makes an NNX module;
-the module maps images to features. A linear head maps features to logits; schemes that hide
-features act between the two. `make_model` turns both into pure functions on pytrees: modules are
-split once, so that a training step is one `jax.jit` dispatch.
+the module maps images or tokens to features. A linear head maps features to logits; schemes that
+hide features act between the two. `make_model` turns both into pure functions on pytrees: modules
+are split once, so that a training step is one `jax.jit` dispatch.
 """
 
 from collections.abc import Callable
@@ -33,13 +33,20 @@ class EncoderConfig:
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"encoder dtype is {self.dtype!r}; choose 'float32' or 'bfloat16'")
 
-    def build(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> nnx.Module:
-        """An NNX module that maps images [B, H, W, C] to features [B, width].
+    def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+        """An NNX module that maps inputs to features [B, width].
 
-        `image_shape` is (H, W, C). Dropout layers take their `rngs` as an argument of the call; the
-        module is called as module(images, rngs).
+        `shape` is that of one example: (H, W, C) of an image, (L,) of a text. Dropout layers take
+        their `rngs` as an argument of the call; the module is called as module(inputs, rngs).
         """
         raise TypeError(f"{type(self).__name__} does not define build")
+
+    def example(self, shape: tuple[int, ...]) -> Tree:
+        """Abstract inputs of one row in the dtypes that the module takes: images [1, H, W, C].
+
+        Text encoders override it. Inputs have this structure and are cast to these dtypes.
+        """
+        return jax.ShapeDtypeStruct((1, *shape), jnp.dtype(self.dtype))
 
 
 class Variables(NamedTuple):
@@ -59,9 +66,9 @@ class Model(NamedTuple):
 
     Attributes:
       init: (key) -> Variables.
-      features: (variables, images [B, H, W, C], *, train, dropout_key=None) ->
-        (features [B, width], stats).
-      logits: (params, features) -> float32 [B, classes].
+      features: (variables, inputs, *, train, dropout_key=None) ->
+        (float32 features [B, width], stats).
+      logits: (params, features [..., width]) -> float32 [..., classes].
     """
 
     init: Callable[[jax.Array], Variables]
@@ -69,17 +76,18 @@ class Model(NamedTuple):
     logits: Callable[[Tree, jax.Array], jax.Array]
 
 
-def make_model(config: EncoderConfig, image_shape: tuple[int, int, int], num_classes: int) -> Model:
+def make_model(config: EncoderConfig, shape: tuple[int, ...], num_classes: int) -> Model:
     """Split an encoder and its linear head into pure functions.
 
     Args:
       config: the encoder.
-      image_shape: (height, width, channels).
+      shape: of one example: (height, width, channels) of an image, (length,) of a text.
       num_classes: logits of the head.
     """
+    example = config.example(shape)
 
     def build_encoder(key: jax.Array) -> nnx.Module:
-        return config.build(image_shape, nnx.Rngs(params=key))
+        return config.build(shape, nnx.Rngs(params=key))
 
     abstract = nnx.eval_shape(lambda: build_encoder(jax.random.key(0)))
     graphs = {}
@@ -87,17 +95,20 @@ def make_model(config: EncoderConfig, image_shape: tuple[int, int, int], num_cla
         (abstract.train if train else abstract.eval)()
         graphs[train] = nnx.split(abstract, nnx.Param, nnx.BatchStat)[0]
 
-    def forward(variables: Variables, images: jax.Array, train: bool, key: Any) -> Any:
+    def forward(variables: Variables, inputs: Tree, train: bool, key: Any) -> Any:
+        if _outline(inputs) != _outline(example):
+            raise InputError(
+                f"{type(config).__name__} is given {_outline(inputs)}; it takes {_outline(example)}"
+            )
         module = nnx.merge(graphs[train], variables.params["encoder"], variables.stats, copy=True)
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        features = module(images.astype(config.dtype), rngs)
+        features = module(jax.tree.map(lambda x, e: x.astype(e.dtype), inputs, example), rngs)
         return features.astype(jnp.float32), nnx.state(module, nnx.BatchStat)
 
     def init(key: jax.Array) -> Variables:
         encoder_key, head_key = jax.random.split(key)
         module = build_encoder(encoder_key)
         params, stats = nnx.state(module, nnx.Param), nnx.state(module, nnx.BatchStat)
-        example = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         variables = Variables({"encoder": params}, stats)
         features, _ = jax.eval_shape(lambda v, x: forward(v, x, False, None), variables, example)
         kernel_init = jax.nn.initializers.lecun_normal()
@@ -108,14 +119,21 @@ def make_model(config: EncoderConfig, image_shape: tuple[int, int, int], num_cla
         return Variables({"encoder": params, "head": head}, stats)
 
     def features(
-        variables: Variables, images: jax.Array, *, train: bool, dropout_key: Any = None
+        variables: Variables, inputs: Tree, *, train: bool, dropout_key: Any = None
     ) -> tuple[jax.Array, Tree]:
-        return forward(variables, images, train, dropout_key)
+        return forward(variables, inputs, train, dropout_key)
 
     def logits(params: Tree, features: jax.Array) -> jax.Array:
-        return features @ params["head"]["kernel"] + params["head"]["bias"][None, :]
+        bias = params["head"]["bias"]
+        bias = bias.reshape((1,) * (features.ndim - 1) + bias.shape)
+        return features @ params["head"]["kernel"] + bias
 
     return Model(init, features, logits)
+
+
+def _outline(inputs: Tree) -> str:
+    """The names of the inputs, for a message."""
+    return f"a dict of {sorted(inputs)}" if isinstance(inputs, dict) else "one array"
 
 
 def num_parameters(params: Tree) -> int:

@@ -31,8 +31,8 @@ class ConvNet(EncoderConfig):
         if len(self.strides) != len(self.widths) or min(self.strides) < 1:
             raise InputError(f"strides is {self.strides}; give one of at least 1 for each width")
 
-    def build(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> nnx.Module:
-        return _ConvNet(self, image_shape[2], rngs)
+    def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+        return _ConvNet(self, shape[2], rngs)
 
 
 class _ConvNet(nnx.Module):
@@ -59,18 +59,18 @@ class LeNet5(EncoderConfig):
     62,006 parameters with a head of 10 classes at 32x32x3.
     """
 
-    def build(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> nnx.Module:
-        if min(image_shape[:2]) < 16:
-            raise InputError(f"LeNet-5 needs images of at least 16x16, not {image_shape[:2]}")
-        return _LeNet5(self, image_shape, rngs)
+    def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+        if min(shape[:2]) < 16:
+            raise InputError(f"LeNet-5 needs images of at least 16x16, not {shape[:2]}")
+        return _LeNet5(self, shape, rngs)
 
 
 class _LeNet5(nnx.Module):
-    def __init__(self, config: LeNet5, image_shape: tuple[int, int, int], rngs: nnx.Rngs):
+    def __init__(self, config: LeNet5, shape: tuple[int, ...], rngs: nnx.Rngs):
         settings: dict[str, Any] = {"dtype": config.dtype, "rngs": rngs}
-        self.conv1 = nnx.Conv(image_shape[2], 6, (5, 5), padding="VALID", **settings)
+        self.conv1 = nnx.Conv(shape[2], 6, (5, 5), padding="VALID", **settings)
         self.conv2 = nnx.Conv(6, 16, (5, 5), padding="VALID", **settings)
-        height, width = (((side - 4) // 2 - 4) // 2 for side in image_shape[:2])
+        height, width = (((side - 4) // 2 - 4) // 2 for side in shape[:2])
         self.dense1 = nnx.Linear(height * width * 16, 120, **settings)
         self.dense2 = nnx.Linear(120, 84, **settings)
 

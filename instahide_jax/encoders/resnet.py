@@ -45,8 +45,8 @@ class ResNet(EncoderConfig):
         if self.stem not in ("cifar", "strided", "imagenet"):
             raise InputError(f"stem is {self.stem!r}; choose 'cifar', 'strided' or 'imagenet'")
 
-    def build(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> nnx.Module:
-        return _ResNet(self, image_shape[2], rngs)
+    def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+        return _ResNet(self, shape[2], rngs)
 
 
 def ResNet18(**settings: Any) -> ResNet:  # named as the architecture
@@ -139,8 +139,8 @@ class WideResNet(EncoderConfig):
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}; it must lie in [0, 1)")
 
-    def build(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> nnx.Module:
-        return _WideResNet(self, image_shape[2], rngs)
+    def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+        return _WideResNet(self, shape[2], rngs)
 
 
 class _WideBlock(nnx.Module):

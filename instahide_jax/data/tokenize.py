@@ -1,0 +1,146 @@
+"""Texts as arrays of token numbers, by the `tokenizers` library."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from instahide_jax.errors import InputError
+
+_PADDING = ("[PAD]", "<pad>")
+
+
+def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokenizer:
+    """The tokenizer of a folder, without the truncation and padding that may be saved with it.
+
+    tokenizer.json is taken as it stands; without one, vocab.txt becomes BERT's WordPiece, with
+    do_lower_case (default true), strip_accents (default: as do_lower_case) and
+    tokenize_chinese_chars (default true) of tokenizer_config.json.
+
+    Args:
+      folder: a folder of Hugging Face's layout.
+      vocab_size: words that the model knows; None does not check.
+
+    Raises:
+      InputError: if the folder holds neither file, one cannot be read, a token that BERT needs is
+        not in vocab.txt, there is no token for padding, or a token's number is not below
+        `vocab_size`.
+    """
+    folder = Path(folder)
+    whole, words = folder / "tokenizer.json", folder / "vocab.txt"
+    if whole.is_file():
+        source, tokenizer = whole, _read(whole, lambda: Tokenizer.from_file(str(whole)))
+    elif words.is_file():
+        source, tokenizer = words, _wordpiece(words, folder / "tokenizer_config.json")
+    else:
+        raise InputError(f"{folder} holds no vocabulary: neither {whole.name} nor {words.name}")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = False
+    _padding_id(tokenizer)
+    largest = max(tokenizer.get_vocab().values())
+    if vocab_size is not None and largest >= vocab_size:
+        raise InputError(
+            f"the vocabulary in {source} numbers its tokens up to {largest} and the model knows "
+            f"{vocab_size}; take the vocabulary that belongs to the model"
+        )
+    return tokenizer
+
+
+def encode(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    length: int,
+    second: Sequence[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Texts, or pairs of texts, as int32 arrays [N, length].
+
+    "ids" are padded on the right with the tokenizer's token for it, "types" with 0; "mask" is 1 for
+    tokens, [CLS] and [SEP] among them. What is too long is cut at its end; of a pair the longer
+    text is cut first, and both alike once they are as long as one another.
+
+    Args:
+      tokenizer: of `load_tokenizer`. Its truncation and padding are set during the call, so one
+        tokenizer serves one thread.
+      texts: the texts, or first texts of the pairs.
+      length: tokens per row.
+      second: the second texts, as many.
+
+    Raises:
+      InputError: if `second` has another length, something is no text, or `length` leaves no room
+        for a token beside the special ones.
+    """
+    if second is not None and len(second) != len(texts):
+        raise InputError(f"there are {len(texts)} first texts and {len(second)} second; give pairs")
+    for name, part in (("text", texts), ("second text", second or ())):
+        for i, text in enumerate(part):
+            if not isinstance(text, str):
+                raise InputError(f"{name} {i} is {text!r}; give a string")
+    special = tokenizer.num_special_tokens_to_add(second is not None)
+    if length <= special:
+        raise InputError(
+            f"length is {length}; it must be above {special}, the special tokens of a row"
+        )
+    padding = _padding_id(tokenizer)
+    inputs: Any = list(texts) if second is None else list(zip(texts, second, strict=True))
+    tokenizer.enable_truncation(length, strategy="longest_first")
+    tokenizer.enable_padding(length=length, pad_id=padding)
+    try:
+        rows = tokenizer.encode_batch(inputs)
+    finally:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    columns = {
+        "ids": [row.ids for row in rows],
+        "types": [row.type_ids for row in rows],
+        "mask": [row.attention_mask for row in rows],
+    }
+    return {n: np.array(c, np.int32).reshape(len(rows), length) for n, c in columns.items()}
+
+
+def _wordpiece(words: Path, settings_file: Path) -> Tokenizer:
+    """The tokenizer of Google's BERT."""
+    settings: Any = {}
+    if settings_file.is_file():
+        settings = _read(settings_file, lambda: dict(json.loads(settings_file.read_text("utf-8"))))
+    model = _read(words, lambda: models.WordPiece.from_file(str(words), unk_token="[UNK]"))
+    tokenizer = Tokenizer(model)
+    numbers = {name: tokenizer.token_to_id(name) for name in ("[UNK]", "[CLS]", "[SEP]", "[PAD]")}
+    absent = [name for name, number in numbers.items() if number is None]
+    if absent:
+        raise InputError(f"{words} lacks {', '.join(absent)}; take the vocabulary of a BERT")
+    tokenizer.normalizer = _read(
+        settings_file,
+        lambda: normalizers.BertNormalizer(
+            lowercase=settings.get("do_lower_case", True),
+            strip_accents=settings.get("strip_accents"),
+            handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        ),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, numbers[name]) for name in ("[CLS]", "[SEP]")],
+    )
+    special = [n for n in (*numbers, "[MASK]") if tokenizer.token_to_id(n) is not None]
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+def _padding_id(tokenizer: Tokenizer) -> int:
+    for name in _PADDING:
+        number = tokenizer.token_to_id(name)
+        if number is not None:
+            return number
+    raise InputError(f"the vocabulary has none of the tokens {', '.join(_PADDING)}; add one")
+
+
+def _read(file: Path, read: Any) -> Any:
+    try:
+        return read()
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise InputError(f"{file} cannot be read: {error}; restore it") from None
