@@ -1,5 +1,6 @@
 """Folders of Hugging Face's layout as `Bert` encoders and back: config.json and safetensors."""
 
+import functools
 import json
 import os
 import shutil
@@ -156,7 +157,7 @@ def load_params(config: Bert) -> Tree:
     if config.folder is None:
         raise InputError("the encoder names no folder to load from; set folder")
     folder = Path(config.folder)
-    paths, abstract, treedef = _abstract(config)
+    paths, abstract, treedef = _abstract(replace(config, folder=None))
     names = [_tensor_name(path) for path in paths]
     shapes = {
         name: leaf.shape[::-1] if path[-1] == "kernel" else leaf.shape
@@ -239,7 +240,7 @@ def save_folder(
 
 
 def _to_tensors(config: Bert, params: Tree) -> dict[str, np.ndarray]:
-    paths, abstract, treedef = _abstract(config)
+    paths, abstract, treedef = _abstract(replace(config, folder=None))
     leaves, given = jax.tree.flatten(params)
     if given != treedef or any(a.shape != b.shape for a, b in zip(leaves, abstract, strict=True)):
         raise InputError('the parameters are not those of the encoder; give params["encoder"]')
@@ -270,14 +271,19 @@ def _tokenizer_files(folder: Path) -> list[Path]:
     return files
 
 
+@functools.cache  # a large encoder takes seconds to trace
 def _abstract(config: Bert) -> tuple[list[tuple[str, ...]], list[Any], Any]:
     """The encoder's parameters: their paths, shapes and tree."""
-    model = make_model(replace(config, folder=None), (1,), 1)
+    model = make_model(config, (1,), 1)
     tree = jax.eval_shape(model.init, jax.random.key(0)).params["encoder"]
     leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
     # Variables add a key of another type below the names of modules and parameters.
     names = [
-        tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+        tuple(
+            jax.tree_util.keystr((part,), simple=True)
+            for part in path
+            if isinstance(part, jax.tree_util.DictKey)
+        )
         for path, _ in leaves
     ]
     return names, [leaf for _, leaf in leaves], treedef
