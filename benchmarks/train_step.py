@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instahide_jax import InstaHide, NoHiding, secret_key
-from instahide_jax.config import Experiment
+from instahide_jax.config import ImageExperiment
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import Mnist5k, PoolHeldOut
 from instahide_jax.encoders import ResNet18, make_model
@@ -44,7 +44,7 @@ SEED = 0
 
 def prepare(scheme: NoHiding, batch_size: int) -> tuple[Callable[[], None], Callable[[], None]]:
     """A function that does one step, and one that hides one batch; both compiled."""
-    config = Experiment(
+    config = ImageExperiment(
         data=Mnist5k(),  # not read: the images below are random
         encoder=ResNet18(),
         scheme=scheme,

@@ -16,7 +16,8 @@ accuracies are in README.md.
 from dataclasses import replace
 
 from instahide_jax import InstaHide, NoHiding
-from instahide_jax.config import Cosine, Experiment, Sgd, StepDecay
+from instahide_jax.config import ImageExperiment
+from instahide_jax.optimizers import Cosine, Sgd, StepDecay
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import PoolConfig, PoolFile, TfdsImages
 from instahide_jax.encoders import ResNet, ResNet18
@@ -24,8 +25,8 @@ from instahide_jax.encoders import ResNet, ResNet18
 _POOL = PoolFile("data/photos32.npy")
 
 
-def _published(scheme: NoHiding, public_pool: PoolConfig | None = None) -> Experiment:
-    return Experiment(
+def _published(scheme: NoHiding, public_pool: PoolConfig | None = None) -> ImageExperiment:
+    return ImageExperiment(
         data=TfdsImages(
             name="cifar10",
             validation=2000,
@@ -43,76 +44,76 @@ def _published(scheme: NoHiding, public_pool: PoolConfig | None = None) -> Exper
     )
 
 
-def _short(experiment: Experiment) -> Experiment:
+def _short(experiment: ImageExperiment) -> ImageExperiment:
     optimizer = Sgd(learning_rate=0.1, weight_decay=5e-4, schedule=Cosine(warmup_epochs=1))
     return replace(experiment, optimizer=optimizer, epochs=30)
 
 
-def _cpu(experiment: Experiment) -> Experiment:
+def _cpu(experiment: ImageExperiment) -> ImageExperiment:
     encoder = ResNet(blocks=(1, 1, 1), width=16, stem="strided")
     return replace(_short(experiment), encoder=encoder, epochs=5)
 
 
-def default() -> Experiment:
+def default() -> ImageExperiment:
     """InstaHide inside, k=4."""
     return inside()
 
 
-def vanilla() -> Experiment:
+def vanilla() -> ImageExperiment:
     """Nothing is hidden."""
     return _published(NoHiding())
 
 
-def mixup() -> Experiment:
+def mixup() -> ImageExperiment:
     """Four images mixed without masks; hides nothing."""
     return _published(InstaHide.mixup(k=4))
 
 
-def inside() -> Experiment:
+def inside() -> ImageExperiment:
     """InstaHide within the data set, k=4."""
     return _published(InstaHide.inside(k=4))
 
 
-def cross() -> Experiment:
+def cross() -> ImageExperiment:
     """InstaHide across data sets, k=6, with patches of photographs as the public pool."""
     return _published(InstaHide.cross(k=6), _POOL)
 
 
-def vanilla_short() -> Experiment:
+def vanilla_short() -> ImageExperiment:
     """`vanilla` in 30 epochs."""
     return _short(vanilla())
 
 
-def mixup_short() -> Experiment:
+def mixup_short() -> ImageExperiment:
     """`mixup` in 30 epochs."""
     return _short(mixup())
 
 
-def inside_short() -> Experiment:
+def inside_short() -> ImageExperiment:
     """`inside` in 30 epochs."""
     return _short(inside())
 
 
-def cross_short() -> Experiment:
+def cross_short() -> ImageExperiment:
     """`cross` in 30 epochs."""
     return _short(cross())
 
 
-def vanilla_cpu() -> Experiment:
+def vanilla_cpu() -> ImageExperiment:
     """`vanilla` with a small ResNet in 5 epochs."""
     return _cpu(vanilla())
 
 
-def mixup_cpu() -> Experiment:
+def mixup_cpu() -> ImageExperiment:
     """`mixup` with a small ResNet in 5 epochs."""
     return _cpu(mixup())
 
 
-def inside_cpu() -> Experiment:
+def inside_cpu() -> ImageExperiment:
     """`inside` with a small ResNet in 5 epochs."""
     return _cpu(inside())
 
 
-def cross_cpu() -> Experiment:
+def cross_cpu() -> ImageExperiment:
     """`cross` with a small ResNet in 5 epochs."""
     return _cpu(cross())

@@ -8,14 +8,15 @@ Variants: default (= inside), vanilla, mixup, inside, cross.
 """
 
 from instahide_jax import InstaHide, NoHiding
-from instahide_jax.config import Experiment, Sgd, StepDecay
+from instahide_jax.config import ImageExperiment
+from instahide_jax.optimizers import Sgd, StepDecay
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import PoolConfig, PoolFile, TfdsImages
 from instahide_jax.encoders import ResNet18
 
 
-def _experiment(scheme: NoHiding, public_pool: PoolConfig | None = None) -> Experiment:
-    return Experiment(
+def _experiment(scheme: NoHiding, public_pool: PoolConfig | None = None) -> ImageExperiment:
+    return ImageExperiment(
         data=TfdsImages(name="cifar100", validation=2000),
         encoder=ResNet18(),
         scheme=scheme,
@@ -28,26 +29,26 @@ def _experiment(scheme: NoHiding, public_pool: PoolConfig | None = None) -> Expe
     )
 
 
-def default() -> Experiment:
+def default() -> ImageExperiment:
     """InstaHide inside, k=4."""
     return inside()
 
 
-def vanilla() -> Experiment:
+def vanilla() -> ImageExperiment:
     """Nothing is hidden."""
     return _experiment(NoHiding())
 
 
-def mixup() -> Experiment:
+def mixup() -> ImageExperiment:
     """Four images mixed without masks; hides nothing."""
     return _experiment(InstaHide.mixup(k=4))
 
 
-def inside() -> Experiment:
+def inside() -> ImageExperiment:
     """InstaHide within the data set, k=4."""
     return _experiment(InstaHide.inside(k=4))
 
 
-def cross() -> Experiment:
+def cross() -> ImageExperiment:
     """InstaHide across data sets, k=6, with patches of photographs as the public pool."""
     return _experiment(InstaHide.cross(k=6), PoolFile("data/photos32.npy"))

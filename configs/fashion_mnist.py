@@ -12,14 +12,15 @@ accuracies are in README.md.
 from typing import Any
 
 from instahide_jax import InstaHide, NoHiding
-from instahide_jax.config import Cosine, Experiment, Sgd
+from instahide_jax.config import ImageExperiment
+from instahide_jax.optimizers import Cosine, Sgd
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import PoolFile, TfdsImages
 from instahide_jax.encoders import ResNet
 
 
-def _experiment(scheme: NoHiding, **settings: Any) -> Experiment:
-    return Experiment(
+def _experiment(scheme: NoHiding, **settings: Any) -> ImageExperiment:
+    return ImageExperiment(
         data=TfdsImages(name="fashion_mnist", validation=2000),
         encoder=ResNet(blocks=(1, 1, 1), width=16, stem="strided"),
         scheme=scheme,
@@ -32,26 +33,26 @@ def _experiment(scheme: NoHiding, **settings: Any) -> Experiment:
     )
 
 
-def default() -> Experiment:
+def default() -> ImageExperiment:
     """InstaHide inside, k=4."""
     return inside()
 
 
-def vanilla() -> Experiment:
+def vanilla() -> ImageExperiment:
     """Nothing is hidden."""
     return _experiment(NoHiding())
 
 
-def mixup() -> Experiment:
+def mixup() -> ImageExperiment:
     """Four images mixed without masks; hides nothing."""
     return _experiment(InstaHide.mixup(k=4))
 
 
-def inside() -> Experiment:
+def inside() -> ImageExperiment:
     """InstaHide within the data set, k=4."""
     return _experiment(InstaHide.inside(k=4))
 
 
-def cross() -> Experiment:
+def cross() -> ImageExperiment:
     """InstaHide across data sets, k=6, with patches of photographs as the public pool."""
     return _experiment(InstaHide.cross(k=6), public_pool=PoolFile("data/photos28.npy"))

@@ -11,14 +11,15 @@ splits.
 """
 
 from instahide_jax import InstaHide, NoHiding
-from instahide_jax.config import Cosine, Experiment, Sgd
+from instahide_jax.config import ImageExperiment
+from instahide_jax.optimizers import Cosine, Sgd
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import PoolConfig, PoolFile, TfdsStream
 from instahide_jax.encoders import ResNet18
 
 
-def _experiment(scheme: NoHiding, public_pool: PoolConfig | None = None) -> Experiment:
-    return Experiment(
+def _experiment(scheme: NoHiding, public_pool: PoolConfig | None = None) -> ImageExperiment:
+    return ImageExperiment(
         data=TfdsStream(
             name="imagenet2012", resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
         ),
@@ -34,26 +35,26 @@ def _experiment(scheme: NoHiding, public_pool: PoolConfig | None = None) -> Expe
     )
 
 
-def default() -> Experiment:
+def default() -> ImageExperiment:
     """InstaHide inside, k=4."""
     return inside()
 
 
-def vanilla() -> Experiment:
+def vanilla() -> ImageExperiment:
     """Nothing is hidden."""
     return _experiment(NoHiding())
 
 
-def mixup() -> Experiment:
+def mixup() -> ImageExperiment:
     """Four images mixed without masks; hides nothing."""
     return _experiment(InstaHide.mixup(k=4))
 
 
-def inside() -> Experiment:
+def inside() -> ImageExperiment:
     """InstaHide within the data set, k=4."""
     return _experiment(InstaHide.inside(k=4))
 
 
-def cross() -> Experiment:
+def cross() -> ImageExperiment:
     """InstaHide across data sets, k=6, with patches of photographs as the public pool."""
     return _experiment(InstaHide.cross(k=6), PoolFile("data/photos224.npy"))

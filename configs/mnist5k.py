@@ -9,14 +9,15 @@ Variants: default (= inside), vanilla, mixup, inside, cross. Measured accuracies
 from typing import Any
 
 from instahide_jax import InstaHide, NoHiding
-from instahide_jax.config import Cosine, Experiment, Sgd
+from instahide_jax.config import ImageExperiment
+from instahide_jax.optimizers import Cosine, Sgd
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import Mnist5k, PoolHeldOut
 from instahide_jax.encoders import ConvNet
 
 
-def _experiment(scheme: NoHiding, **settings: Any) -> Experiment:
-    return Experiment(
+def _experiment(scheme: NoHiding, **settings: Any) -> ImageExperiment:
+    return ImageExperiment(
         data=Mnist5k(validation=200),
         encoder=ConvNet(widths=(32, 64, 128), strides=(2, 2, 1)),
         scheme=scheme,
@@ -28,26 +29,26 @@ def _experiment(scheme: NoHiding, **settings: Any) -> Experiment:
     )
 
 
-def default() -> Experiment:
+def default() -> ImageExperiment:
     """InstaHide inside, k=4."""
     return inside()
 
 
-def vanilla() -> Experiment:
+def vanilla() -> ImageExperiment:
     """Nothing is hidden."""
     return _experiment(NoHiding())
 
 
-def mixup() -> Experiment:
+def mixup() -> ImageExperiment:
     """Four images mixed without masks; hides nothing."""
     return _experiment(InstaHide.mixup(k=4))
 
 
-def inside() -> Experiment:
+def inside() -> ImageExperiment:
     """InstaHide within the data set, k=4."""
     return _experiment(InstaHide.inside(k=4))
 
 
-def cross() -> Experiment:
+def cross() -> ImageExperiment:
     """InstaHide across data sets, k=6; 1,000 of the training images act as the public pool."""
     return _experiment(InstaHide.cross(k=6), public_pool=PoolHeldOut(count=1000))

@@ -13,141 +13,132 @@ from typing import Any, Literal
 
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import DataConfig, PoolConfig
-from instahide_jax.encoders.base import EncoderConfig
+from instahide_jax.data.text_sources import TextData, TextSource
+from instahide_jax.encoders import Bert, EncoderConfig, Head
 from instahide_jax.errors import InputError
 from instahide_jax.hiding import NoHiding
 from instahide_jax.instahide import InstaHide
+from instahide_jax.optimizers import Optimizer, Sgd
 from instahide_jax.parallel import DeviceMap
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A constant learning rate after a linear warm-up; base of the other schedules.
-
-    Attributes:
-      warmup_epochs: epochs in which the learning rate rises from 0.
-    """
-
-    warmup_epochs: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.warmup_epochs < 0:
-            raise InputError(f"warmup_epochs is {self.warmup_epochs}; it must be at least 0")
-
-
-@dataclass(frozen=True)
-class StepDecay(Schedule):
-    """Multiply the learning rate at given epochs.
-
-    Attributes:
-      boundaries: epochs, ascending; as published, 100 and 150 of 200.
-      factor: multiplier at each.
-    """
-
-    boundaries: tuple[float, ...] = (100, 150)
-    factor: float = 0.1
-
-
-@dataclass(frozen=True)
-class Cosine(Schedule):
-    """Half a cosine from the learning rate to 0 over the whole run."""
-
-
-@dataclass(frozen=True)
-class Sgd:
-    """Stochastic gradient descent with momentum; weight decay is added to the gradient.
-
-    Attributes:
-      learning_rate: peak, > 0.
-      momentum: in [0, 1).
-      nesterov: look ahead.
-      weight_decay: coefficient on every parameter, as in the published PyTorch code.
-      schedule: of the learning rate.
-      accumulate: steps whose gradients are averaged into one update; steps at the end of a run that
-        do not fill a group change nothing but the running statistics.
-    """
-
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    schedule: Schedule = field(default_factory=Cosine)
-    accumulate: int = 1
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise InputError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum is {self.momentum}; it must lie in [0, 1)")
-        if self.weight_decay < 0:
-            raise InputError(f"weight_decay is {self.weight_decay}; it must be at least 0")
-        if self.accumulate < 1:
-            raise InputError(f"accumulate is {self.accumulate}; it must be at least 1")
+from instahide_jax.texthide import TextHide
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that determines a run's result.
+    """What every experiment says; `ImageExperiment` and `TextExperiment` say the rest.
 
     Attributes:
-      data: the private data set.
-      encoder: the network below the linear head.
+      encoder: the network below the head.
       scheme: how data is hidden.
-      public_pool: the public images of cross-dataset InstaHide.
-      augment: random views of the private images.
       optimizer: how parameters are updated.
-      epochs: passes over the training images.
-      batch_size: images per step over all devices.
-      partners: "dataset" draws partners from the whole training set, as published (in memory only);
-        "batch" from the step's batch over all devices.
+      epochs: passes over the training examples.
+      batch_size: examples per step over all devices.
       seed: of everything random that is not secret: initialisation, order, augmentation, dropout.
       insecure_seed: None keeps a secret of 256 bits from the operating system; an integer makes the
         key guessable and the run repeatable: for experiments, it protects nothing.
-      device_map: JAX interface that maps hiding over the devices; both give the same bits.
       save_every: steps between checkpoints.
       log_every: steps between lines of metrics.
     """
 
-    data: DataConfig
     encoder: EncoderConfig
     scheme: NoHiding
-    public_pool: PoolConfig | None = None
-    augment: Augment = field(default_factory=Augment)
-    optimizer: Sgd = field(default_factory=Sgd)
-    epochs: int = 200
-    batch_size: int = 128
-    partners: Literal["dataset", "batch"] = "dataset"
-    seed: int = 0
-    insecure_seed: int | None = None
-    device_map: DeviceMap = "shard_map"
-    save_every: int = 500
-    log_every: int = 50
+    optimizer: Optimizer = field(default_factory=Sgd, kw_only=True)
+    epochs: int = field(default=200, kw_only=True)
+    batch_size: int = field(default=128, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+    insecure_seed: int | None = field(default=None, kw_only=True)
+    save_every: int = field(default=500, kw_only=True)
+    log_every: int = field(default=50, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if type(self.scheme) not in (NoHiding, InstaHide):
-            raise InputError(
-                f"scheme is {type(self.scheme).__name__}; images are trained on with InstaHide or "
-                "NoHiding: choose one of them"
-            )
-        if self.partners not in ("dataset", "batch"):
-            raise InputError(f"partners is {self.partners!r}; choose 'dataset' or 'batch'")
-        if self.device_map not in ("shard_map", "pmap"):
-            raise InputError(f"device_map is {self.device_map!r}; choose 'shard_map' or 'pmap'")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}; it must lie in [0, 2**32)")
         if self.scheme.num_partners >= self.batch_size:
             raise InputError(
                 f"batch_size is {self.batch_size}; mixing {self.scheme.num_partners + 1} private "
-                "images needs a batch of at least as many: raise it or lower scheme.k"
+                "examples needs a batch of at least as many: raise it or lower scheme.k"
             )
+
+
+@dataclass(frozen=True)
+class ImageExperiment(Experiment):
+    """Training on images, hidden with InstaHide or not at all.
+
+    Attributes:
+      data: the private data set.
+      public_pool: the public images of cross-dataset InstaHide.
+      augment: random views of the private images.
+      partners: "dataset" draws partners from the whole training set, as published (in memory only);
+        "batch" from the step's batch over all devices.
+      device_map: JAX interface that maps hiding over the devices; both give the same bits.
+    """
+
+    data: DataConfig = field(kw_only=True)
+    public_pool: PoolConfig | None = field(default=None, kw_only=True)
+    augment: Augment = field(default_factory=Augment, kw_only=True)
+    partners: Literal["dataset", "batch"] = field(default="dataset", kw_only=True)
+    device_map: DeviceMap = field(default="shard_map", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_scheme(self.scheme, "images", InstaHide)
+        if self.partners not in ("dataset", "batch"):
+            raise InputError(f"partners is {self.partners!r}; choose 'dataset' or 'batch'")
+        if self.device_map not in ("shard_map", "pmap"):
+            raise InputError(f"device_map is {self.device_map!r}; choose 'shard_map' or 'pmap'")
         if self.scheme.num_public and self.public_pool is None:
             raise InputError(
                 f"the scheme mixes {self.scheme.num_public} public images but public_pool is not "
                 "set; name a pool in the config, or use InstaHide.inside"
             )
+
+
+@dataclass(frozen=True)
+class TextExperiment(Experiment):
+    """Training on texts, whose features are hidden with TextHide or not at all.
+
+    Partners are the other examples of the batch, as published.
+
+    Attributes:
+      data: the private data set.
+      public_text: the public texts of TextHide-inter; labels, if any, are not read.
+      head: what maps features to outputs.
+    """
+
+    data: TextData = field(kw_only=True)
+    public_text: TextSource | None = field(default=None, kw_only=True)
+    head: Head = field(default_factory=Head, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_scheme(self.scheme, "texts", TextHide)
+        if not isinstance(self.encoder, Bert) or self.encoder.output == "sequence":
+            output = getattr(self.encoder, "output", None)
+            raise InputError(
+                f"encoder is {type(self.encoder).__name__} with output {output!r}; texts need a "
+                "Bert with output 'pooled', 'cls' or 'mean'"
+            )
+        if self.data.length > self.encoder.max_length:
+            raise InputError(
+                f"data.length is {self.data.length}; the encoder has positions for "
+                f"{self.encoder.max_length} tokens: lower it"
+            )
+        if self.scheme.num_public and self.public_text is None:
+            raise InputError(
+                f"the scheme mixes {self.scheme.num_public} public texts but public_text is not "
+                "set; name a source in the config, or use TextHide.intra"
+            )
+
+
+def _check_scheme(scheme: NoHiding, what: str, kind: type[NoHiding]) -> None:
+    if type(scheme) not in (NoHiding, kind):
+        raise InputError(
+            f"scheme is {type(scheme).__name__}; {what} are trained on with {kind.__name__} or "
+            "NoHiding: choose one of them"
+        )
 
 
 def load_config(reference: str) -> Experiment:

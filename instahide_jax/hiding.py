@@ -14,11 +14,14 @@ from instahide_jax.coefficients import CoefficientLaw
 from instahide_jax.errors import InputError
 
 Batch = dict[str, jax.Array]
+Examples = tuple[jax.Array, jax.Array]
 
 
 @dataclass(frozen=True)
 class NoHiding:
     """The identity: images are standardised and labels made soft, nothing is hidden.
+
+    Mean, std and dtype concern images only.
 
     Attributes:
       num_classes: number of classes; needed where labels are integers.
@@ -55,16 +58,24 @@ class NoHiding:
         """Public images that every row needs."""
         return 0
 
-    def for_data(self, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
-        """The same scheme with the data set's statistics, where it names none of its own.
+    def for_data(
+        self,
+        num_classes: int | None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> Self:
+        """The same scheme with the data set's classes (None: labels are numbers) and statistics.
+
+        Statistics that the scheme names itself stay.
 
         Raises:
           InputError: if it names another number of classes.
         """
         if self.num_classes not in (None, num_classes):
+            given = f"{num_classes} classes" if num_classes else "numbers as labels"
             raise InputError(
-                f"the scheme's num_classes is {self.num_classes} but the data set has "
-                f"{num_classes} classes; leave it out"
+                f"the scheme's num_classes is {self.num_classes} but the data set has {given}; "
+                "leave it out"
             )
         own_statistics = self.mean is not None
         return replace(
@@ -98,11 +109,28 @@ class NoHiding:
             "label": soft_labels(batch["label"], self.num_classes),
         }
 
-    def hide_features(self, key: Any, features: jax.Array) -> jax.Array:
-        """Features [B, width] as the head sees them."""
-        del key
-        return features
+    def hide_features(
+        self,
+        secret: Any,
+        step: jax.Array,
+        features: jax.Array,
+        labels: jax.Array,
+        public_features: jax.Array | None = None,
+    ) -> Examples:
+        """Features and targets as the head sees them.
 
+        Args:
+          secret: the `SecretKey` of the run.
+          step: integer [], number of the training step.
+          features: [B, width], outputs of the encoder.
+          labels: see `targets`.
+          public_features: [M, width] of public examples.
+
+        Returns:
+          Features [B, width], and targets [B, classes] or [B].
+        """
+        del secret, step, public_features
+        return features, targets(labels, self.num_classes)
 
 @dataclass(frozen=True)
 class MixingScheme(NoHiding):
@@ -219,3 +247,9 @@ def soft_labels(labels: jax.Array, num_classes: int | None) -> jax.Array:
             "integer labels need the scheme's num_classes; set it, or give soft labels"
         )
     return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+
+
+def targets(labels: jax.Array, num_classes: int | None) -> jax.Array:
+    """What a loss compares with: `soft_labels`, or numbers [B] of floats as they are, float32."""
+    is_number = labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.floating)
+    return labels.astype(jnp.float32) if is_number else soft_labels(labels, num_classes)

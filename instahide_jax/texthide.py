@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from instahide_jax import prng
 from instahide_jax.errors import InputError
-from instahide_jax.hiding import MixingScheme, soft_labels
+from instahide_jax.hiding import Examples, MixingScheme, targets
 from instahide_jax.mixing import (
     draw_plan,
     draw_row_partners,
@@ -17,8 +17,6 @@ from instahide_jax.mixing import (
     random_signs,
 )
 from instahide_jax.secret import unwrap
-
-Examples = tuple[jax.Array, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,37 @@ class TextHide(MixingScheme):
         count = self.num_masks or 0
         keys = prng.row_keys(unwrap(key), jnp.arange(count, dtype=jnp.uint32))
         return _signs(prng.row_bits(keys, -(-width // 32)), width)
+
+    def hide_features(
+        self,
+        secret: Any,
+        step: jax.Array,
+        features: jax.Array,
+        labels: jax.Array,
+        public_features: jax.Array | None = None,
+    ) -> Examples:
+        """`hide` with this scheme; pool and key are streams of the run's secret."""
+        key = secret.stream("features").fold_in(step)
+        pool = self._masks_of(secret, features.shape[1])
+        return hide(key, features, labels, pool, scheme=self, public_features=public_features)
+
+    def mask_features(
+        self, secret: Any, draw: int | jax.Array, features: jax.Array, rows: jax.Array
+    ) -> jax.Array:
+        """Features [B, width] under masks and unmixed, as their owner evaluates.
+
+        Args:
+          secret: the `SecretKey` of the run, for the masks of its training.
+          draw: number of the draw; another one gives every row another mask.
+          features: [B, width], outputs of the encoder.
+          rows: integers [B], numbers of the examples in their set.
+        """
+        key = secret.stream("evaluate").fold_in(draw)
+        pool, unread = self._masks_of(secret, features.shape[1]), jnp.zeros(len(features))
+        return hide(key, features, unread, pool, scheme=self.unmixed(), rows=rows)[0]
+
+    def _masks_of(self, secret: Any, width: int) -> jax.Array | None:
+        return self.mask_pool(secret.stream("masks"), width) if self.num_masks else None
 
 
 def hide(
@@ -153,19 +182,14 @@ def hide(
         assert mask_pool is not None
         # Uniform up to a relative bias of num_masks / 2**32.
         mixed = mixed * mask_pool[words[:, 0] % jnp.uint32(scheme.num_masks)]
-    targets = [_as_numbers(labels, scheme.num_classes)]
-    targets += [_as_numbers(candidates[1][rows_of], scheme.num_classes) for rows_of in chosen]
-    return mixed, mix_labels(plan.coefficients, targets, scheme.renormalise_labels)
+    of_slots = [targets(labels, scheme.num_classes)]
+    of_slots += [targets(candidates[1][rows_of], scheme.num_classes) for rows_of in chosen]
+    return mixed, mix_labels(plan.coefficients, of_slots, scheme.renormalise_labels)
 
 
 def _signs(words: jax.Array, width: int) -> jax.Array:
     """Random signs [B, width] of words [B, ceil(width / 32)]."""
     return random_signs(words[:, :, None, None], width)[:, :, 0, 0]
-
-
-def _as_numbers(labels: jax.Array, num_classes: int | None) -> jax.Array:
-    is_number = labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.floating)
-    return labels.astype(jnp.float32) if is_number else soft_labels(labels, num_classes)
 
 
 def _check(

@@ -22,14 +22,15 @@ CONFIG = """
 from dataclasses import replace
 
 from instahide_jax import InstaHide, NoHiding
-from instahide_jax.config import Experiment, Schedule, Sgd
+from instahide_jax.config import ImageExperiment
+from instahide_jax.optimizers import Schedule, Sgd
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import Mnist5k, PoolFile, PoolHeldOut, TfdsImages, TfdsStream
 from instahide_jax.encoders import ConvNet, LeNet5
 
 
 def default():
-    return Experiment(
+    return ImageExperiment(
         data=Mnist5k(validation=3880),  # 120 images to train on, 5 steps per pass
         encoder=ConvNet(widths=(4,), strides=(4,)),
         scheme=InstaHide.inside(k=4),

@@ -15,7 +15,7 @@ import pytest
 from tiny import CLASSES, labelled, tiny
 
 from instahide_jax import InstaHide, NoHiding, encrypt
-from instahide_jax.config import Cosine, Schedule, Sgd, StepDecay
+from instahide_jax.optimizers import Cosine, Schedule, Sgd, StepDecay
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import Dataset, Statistics
 from instahide_jax.encoders import ConvNet, Variables

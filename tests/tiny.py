@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from instahide_jax import InstaHide, NoHiding, insecure_secret
-from instahide_jax.config import Experiment, Schedule, Sgd
+from instahide_jax.config import ImageExperiment
+from instahide_jax.optimizers import Schedule, Sgd
 from instahide_jax.data.embedded import Arrays, make_arrays
 from instahide_jax.data.sources import Mnist5k, PoolFile
 from instahide_jax.encoders import ConvNet, EncoderConfig, make_model
@@ -30,7 +31,7 @@ from instahide_jax.training import (
 
 CLASSES = 4
 SHAPE = (8, 8, 3)
-EXPERIMENT = Experiment(
+EXPERIMENT = ImageExperiment(
     data=Mnist5k(),  # not loaded by these runs
     encoder=ConvNet(widths=(4,), strides=(4,)),
     scheme=InstaHide.inside(k=4),
@@ -54,7 +55,7 @@ def labelled(count: int, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> 
 class Tiny:
     """A run of the train step: its parts, each compiled once."""
 
-    def __init__(self, devices: int, data: Arrays, experiment: Experiment):
+    def __init__(self, devices: int, data: Arrays, experiment: ImageExperiment):
         self.experiment, self.data = experiment, data
         shape = experiment.augment.output_shape(data.images.shape[1:])
         self.scheme = experiment.scheme.for_data(data.num_classes, (0.5,), (0.25,))

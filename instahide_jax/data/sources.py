@@ -178,23 +178,32 @@ def measure_statistics(images: np.ndarray) -> Statistics:
     return Statistics(tuple(mean), tuple(std))
 
 
-def hold_out(arrays: Arrays, count: int) -> tuple[Arrays, Arrays]:
-    """Split off `count` examples, from every class its share; a fixed rule without chance.
+def held_out_rows(labels: np.ndarray, count: int) -> np.ndarray:
+    """Which of N examples to hold out, bool [N]: from every class, or range of numbers, its share.
 
-    Returns:
-      What is kept and what is held out, each in the order of the data.
+    A fixed rule without chance.
 
     Raises:
       InputError: if nothing would be left.
     """
-    size = len(arrays.labels)
+    size = len(labels)
     if not 0 <= count < size:
         raise InputError(
-            f"{count} images are to be held out of {size}; hold out at most {size - 1}"
+            f"{count} examples are to be held out of {size}; hold out at most {size - 1}"
         )
-    by_class = np.argsort(arrays.labels, kind="stable")
+    by_label = np.argsort(labels, kind="stable")
     chosen = np.zeros(size, bool)
-    chosen[by_class[np.arange(count) * size // max(1, count)]] = True
+    chosen[by_label[np.arange(count) * size // max(1, count)]] = True
+    return chosen
+
+
+def hold_out(arrays: Arrays, count: int) -> tuple[Arrays, Arrays]:
+    """Split off `count` images by `held_out_rows`.
+
+    Returns:
+      What is kept and what is held out, each in the order of the data.
+    """
+    chosen = held_out_rows(arrays.labels, count)
     names = arrays.class_names
     kept, held = (
         make_arrays(arrays.images[m], arrays.labels[m], arrays.num_classes, names)

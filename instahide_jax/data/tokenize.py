@@ -1,6 +1,7 @@
 """Texts as arrays of token numbers, by the `tokenizers` library."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,47 @@ def encode(
     return {n: np.array(c, np.int32).reshape(len(rows), length) for n, c in columns.items()}
 
 
+def word_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
+    """A tokenizer of whole words for encoders that start from nothing, with BERT's special tokens.
+
+    Texts are split at spaces and punctuation, in lower case. The most frequent words are known, of
+    equally frequent ones the first in the alphabet; the others are [UNK].
+
+    Args:
+      texts: the training texts.
+      vocab_size: words known to the model, above 4, the number of the special tokens.
+
+    Raises:
+      InputError: if `vocab_size` leaves no room for a word.
+    """
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+    if vocab_size <= len(special):
+        raise InputError(
+            f"vocab_size is {vocab_size}; it must be above {len(special)}, the special tokens"
+        )
+    normalizer, splitter = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    for text in texts:
+        words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
+        counts.update(word for word, _ in words)
+    frequent = sorted(counts, key=lambda word: (-counts[word], word))
+    words = [*special, *(word for word in frequent if word not in special)][:vocab_size]
+    numbers = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    _add_special(tokenizer, special)
+    return tokenizer
+
+
+def _add_special(tokenizer: Tokenizer, special: Sequence[str]) -> None:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    tokenizer.add_special_tokens(list(special))
+
+
 def _wordpiece(words: Path, settings_file: Path) -> Tokenizer:
     """The tokenizer of Google's BERT."""
     settings: Any = {}
@@ -121,13 +163,8 @@ def _wordpiece(words: Path, settings_file: Path) -> Tokenizer:
         ),
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(name, numbers[name]) for name in ("[CLS]", "[SEP]")],
-    )
-    special = [n for n in (*numbers, "[MASK]") if tokenizer.token_to_id(n) is not None]
-    tokenizer.add_special_tokens(special)
+    known = [n for n in (*numbers, "[MASK]") if tokenizer.token_to_id(n) is not None]
+    _add_special(tokenizer, known)
     return tokenizer
 
 

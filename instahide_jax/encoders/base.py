@@ -1,8 +1,8 @@
 """What an encoder is, and the one place that knows Flax NNX's split and merge.
 
 An encoder is a frozen dataclass of hyper-parameters with a method `build` that makes an NNX module;
-the module maps images or tokens to features. A linear head maps features to logits; schemes that
-hide features act between the two. `make_model` turns both into pure functions on pytrees: modules
+the module maps images or tokens to features. A head maps features to outputs; schemes that hide
+features act between the two. `make_model` turns both into pure functions on pytrees: modules
 are split once, so that a training step is one `jax.jit` dispatch.
 """
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from instahide_jax.encoders.heads import Head
 from instahide_jax.errors import InputError
 
 Tree = Any  # a pytree of arrays
@@ -68,22 +69,27 @@ class Model(NamedTuple):
       init: (key) -> Variables.
       features: (variables, inputs, *, train, dropout_key=None) ->
         (float32 features [B, width], stats).
-      logits: (params, features [..., width]) -> float32 [..., classes].
+      logits: (params, features [..., width], dropout_key=None) -> float32 [..., outputs]; a key
+        switches the head's dropout on.
     """
 
     init: Callable[[jax.Array], Variables]
     features: Callable[..., tuple[jax.Array, Tree]]
-    logits: Callable[[Tree, jax.Array], jax.Array]
+    logits: Callable[..., jax.Array]
 
 
-def make_model(config: EncoderConfig, shape: tuple[int, ...], num_classes: int) -> Model:
-    """Split an encoder and its linear head into pure functions.
+def make_model(
+    config: EncoderConfig, shape: tuple[int, ...], num_outputs: int, head: Head | None = None
+) -> Model:
+    """Split an encoder and its head into pure functions.
 
     Args:
       config: the encoder.
       shape: of one example: (height, width, channels) of an image, (length,) of a text.
-      num_classes: logits of the head.
+      num_outputs: of the head: the number of classes, or 1 for regression.
+      head: a linear one by default.
     """
+    head = Head() if head is None else head
     example = config.example(shape)
 
     def build_encoder(key: jax.Array) -> nnx.Module:
@@ -111,22 +117,16 @@ def make_model(config: EncoderConfig, shape: tuple[int, ...], num_classes: int) 
         params, stats = nnx.state(module, nnx.Param), nnx.state(module, nnx.BatchStat)
         variables = Variables({"encoder": params}, stats)
         features, _ = jax.eval_shape(lambda v, x: forward(v, x, False, None), variables, example)
-        kernel_init = jax.nn.initializers.lecun_normal()
-        head = {
-            "kernel": kernel_init(head_key, (features.shape[-1], num_classes), jnp.float32),
-            "bias": jnp.zeros((num_classes,), jnp.float32),
-        }
-        return Variables({"encoder": params, "head": head}, stats)
+        head_params = head.init(head_key, features.shape[-1], num_outputs)
+        return Variables({"encoder": params, "head": head_params}, stats)
 
     def features(
         variables: Variables, inputs: Tree, *, train: bool, dropout_key: Any = None
     ) -> tuple[jax.Array, Tree]:
         return forward(variables, inputs, train, dropout_key)
 
-    def logits(params: Tree, features: jax.Array) -> jax.Array:
-        bias = params["head"]["bias"]
-        bias = bias.reshape((1,) * (features.ndim - 1) + bias.shape)
-        return features @ params["head"]["kernel"] + bias
+    def logits(params: Tree, features: jax.Array, dropout_key: Any = None) -> jax.Array:
+        return head.apply(params["head"], features, dropout_key)
 
     return Model(init, features, logits)
 

@@ -41,8 +41,8 @@ class Bert(EncoderConfig):
       attention_dropout: rate on the attention probabilities, in [0, 1).
       remat: recompute the blocks' activations in the backward pass instead of keeping them; the
         results are the same, memory no longer grows with all that a block computes.
-      folder: where `encoders.bert_folder.pretrained` finds the weights to start from; None starts
-        from random ones.
+      folder: where `encoders.bert_folder.pretrained` finds the weights to start from, a path or
+        "package:NAME/FOLDER" (`tensor_files.local_folder`); None starts from random ones.
     """
 
     kind: Literal["bert", "roberta"] = "bert"

@@ -18,6 +18,7 @@ from instahide_jax.encoders.bert import Bert
 from instahide_jax.encoders.tensor_files import (
     Tensor,
     list_tensors,
+    local_folder,
     read_json,
     read_tensors,
     shorten,
@@ -86,14 +87,14 @@ def from_folder(path: str | Path, **settings: Any) -> Bert:
 
     Args:
       path: a folder with config.json and model.safetensors, or the shards that
-        model.safetensors.index.json lists.
+        model.safetensors.index.json lists; see `tensor_files.local_folder`.
       settings: any of `SETTINGS`; they override what config.json says.
 
     Raises:
       InputError: if the folder lacks one of the files, describes another architecture, or a
         setting is none of `SETTINGS`.
     """
-    folder = Path(path)
+    folder = local_folder(path)
     unknown = sorted(set(settings) - set(SETTINGS))
     if unknown:
         raise InputError(
@@ -156,7 +157,7 @@ def load_params(config: Bert) -> Tree:
     """
     if config.folder is None:
         raise InputError("the encoder names no folder to load from; set folder")
-    folder = Path(config.folder)
+    folder = local_folder(config.folder)
     paths, abstract, treedef = _abstract(replace(config, folder=None))
     names = [_tensor_name(path) for path in paths]
     shapes = {
@@ -221,7 +222,7 @@ def save_folder(
     if path.exists():
         raise InputError(f"{path} exists already; choose another folder")
     tensors = _to_tensors(config, params)
-    copied = [] if tokenizer is None else _tokenizer_files(Path(tokenizer))
+    copied = [] if tokenizer is None else _tokenizer_files(local_folder(tokenizer))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir()

