@@ -19,7 +19,7 @@ PROGRAMS = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "configs").glob("*.py"))
 
 # From the bottom up; a module imports from lower layers, or from its own where that is no circle.
 LAYERS = [
-    ["errors", "metrics"],
+    ["errors", "metrics", "scores"],
     ["prng", "secret", "arguments", "parallel", "pictures"],
     ["coefficients", "data", "encoders"],
     ["mixing", "hiding"],

@@ -4,13 +4,11 @@ What is written has TFDS' official name, version and features and is stored as a
 `tfds.data_source(name, split=..., data_dir=...)` reads it and TensorFlow is never imported.
 """
 
-import contextlib
 import difflib
 import importlib.util
 import io
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +22,19 @@ from tqdm import tqdm
 from instahide_jax.data.archives import LabelledImages
 from instahide_jax.data.image_folder import ImageFolder, read_image_folder
 from instahide_jax.data.official import SIZES, Official, read_official
+from instahide_jax.data.prepared import (
+    FILE_FORMAT,
+    Prepared,
+    already,
+    build,
+    data_root,
+    run_builder,
+)
 from instahide_jax.errors import InputError
 
-FILE_FORMAT = "array_record"  # the only format that reads without TensorFlow at random
 _FOLDER_VERSION = "1.0.0"
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _INSTALL_TENSORFLOW = "pip install -e '.[tfds]'"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A data set on disk: `path` is NAME/VERSION in the TFDS folder."""
-
-    name: str
-    version: str
-    path: Path
-    sizes: Mapping[str, int]
-    built: bool  # False: it was there already and was left alone
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        sizes = ", ".join(f"{split} {size}" for split, size in self.sizes.items())
-        verb = "wrote" if self.built else "already prepared:"
-        notes = "".join(f"; {note}" for note in self.notes)
-        return f"{verb} {self.name} {self.version} ({sizes}) at {self.path}{notes}"
 
 
 def prepare(name: str, source: Path | None = None, data_dir: Path | None = None) -> Prepared:
@@ -79,13 +66,13 @@ def prepare(name: str, source: Path | None = None, data_dir: Path | None = None)
 
 def _prepare_official(name: str, source: Path, root: Path | None) -> Prepared:
     base = tfds.builder_cls(name)
-    path = _data_dir(root) / name / str(base.VERSION)
+    path = data_root(root) / name / str(base.VERSION)
     if path.exists():
-        return _already(path)
+        return already(path)
     data = read_official(name, source, published_sums(name))
     sizes = {split: len(part.images) for split, part in data.splits.items()}
     builder = _official_builder(base, data, path)
-    return _build(builder, sizes, (data.checked,))
+    return build(builder, sizes, (data.checked,))
 
 
 def published_sums(name: str) -> dict[str, str]:
@@ -105,67 +92,17 @@ def _prepare_folder(name: str, source: Path, root: Path | None) -> Prepared:
             f"{name} is an official TFDS data set, and local files are read only for "
             f"{', '.join(SIZES)}; choose another name for {source}"
         )
-    path = _data_dir(root) / name / _FOLDER_VERSION
+    path = data_root(root) / name / _FOLDER_VERSION
     if path.exists():
-        return _already(path)
+        return already(path)
     folder = read_image_folder(source)
     sizes = {split: len(files) for split, files in folder.splits.items()}
-    return _build(_folder_builder(name, folder, path), sizes, folder.notes)
-
-
-def _data_dir(root: Path | None) -> Path:
-    return Path(tfds.core.constants.DATA_DIR).expanduser() if root is None else root
+    return build(_folder_builder(name, folder, path), sizes, folder.notes)
 
 
 def _official_names() -> list[str]:
     # The community's data sets would need the network.
     return list(tfds.list_builders(with_community_datasets=False))
-
-
-def _already(path: Path) -> Prepared:
-    """Report a data set that is there, after a look whether it can be read."""
-    try:
-        builder = tfds.builder_from_directory(path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} exists but is no data set ({error}); remove it or choose another --data-dir"
-        ) from error
-    found = builder.info.file_format.value
-    if found != FILE_FORMAT:
-        raise InputError(
-            f"{path} holds the data set as {found}, which needs TensorFlow to read; "
-            f"remove it or choose another --data-dir to prepare it as {FILE_FORMAT}"
-        )
-    return Prepared(builder.name, str(builder.version), path, _sizes(builder), built=False)
-
-
-def _sizes(builder: Any) -> dict[str, int]:
-    return {name: split.num_examples for name, split in builder.info.splits.items()}
-
-
-def _build(builder: Any, sizes: Mapping[str, int], notes: tuple[str, ...]) -> Prepared:
-    """Write the builder's examples and compare the result with what went in."""
-    _run(builder, quiet=True)
-    written = _sizes(builder)
-    if written != dict(sizes):
-        raise RuntimeError(f"wrote {written} examples of {dict(sizes)}")
-    path = Path(builder.data_dir)
-    return Prepared(builder.name, str(builder.version), path, written, built=True, notes=notes)
-
-
-def _run(builder: Any, *, quiet: bool) -> None:
-    """`download_and_prepare`, with the errors of disk and network as InputErrors."""
-    hush = contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext()
-    if quiet:
-        tfds.disable_progress_bar()  # the examples bring a progress bar of their own
-    try:
-        with hush:
-            builder.download_and_prepare()
-    except OSError as error:
-        raise InputError(f"cannot prepare {builder.data_dir}: {error}") from error
-    finally:
-        if quiet:
-            tfds.enable_progress_bar()
 
 
 def _official_builder(base: Any, data: Official, path: Path) -> Any:
@@ -239,7 +176,7 @@ def _download(name: str, root: Path | None) -> Prepared:
         raise InputError(f"TFDS cannot build {name!r}: {error}") from error
     path = Path(builder.data_dir)
     if path.exists():
-        return _already(path)
+        return already(path)
     local = ", or give its original files with --source" if name in SIZES else ""
     if not has_tensorflow:
         raise InputError(
@@ -250,12 +187,11 @@ def _download(name: str, root: Path | None) -> Prepared:
     if instructions and not (manual.exists() and any(manual.iterdir())):
         raise InputError(f"{name} must be downloaded by hand, into {manual}: {instructions}")
     try:
-        _run(builder, quiet=False)
+        return run_builder(builder, quiet=False)
     except (DownloadError, NonMatchingChecksumError) as error:
         raise InputError(f"the download of {name} failed: {error}; try again{local}") from error
     except InputError as error:
         raise InputError(f"{error}; check network and disk{local}") from error
-    return Prepared(builder.name, str(builder.version), path, _sizes(builder), built=True)
 
 
 def _has_tensorflow() -> bool:

@@ -41,10 +41,14 @@ __all__ = [
     "check_arrays",
     "load_arrays",
     "make_arrays",
+    "open_builder",
     "open_split",
     "read_example",
+    "split_files",
 ]
 
+# Text sets that `instahide prepare` makes of local files; TFDS lists neither without TensorFlow.
+_PREPARED_FROM = {"glue": "FOLDER_OR_ZIP", "movie_reviews": "vaderSentiment-3.3.2.tar.gz"}
 _THREADS_FROM = 96 * 96  # pixels of an image from which several threads decode faster
 
 
@@ -94,36 +98,15 @@ def open_split(name: str, split: str, data_dir: str | None = None) -> Split:
         than array_record; no uint8 "image" or no "label" of known classes.
     """
     import tensorflow_datasets as tfds
-    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
 
-    folder = _find_prepared(name, _data_root(data_dir))
-    with decoding(f"the description in {folder}", f"prepare {name} again"):
-        try:
-            builder = tfds.builder_from_directory(folder)
-        except ParseError as error:
-            raise ValueError(error) from error
-    info = builder.info
-    if info.file_format.value != "array_record":
-        raise InputError(
-            f"{name} in {folder} is stored as {info.file_format.value}, expected array_record: "
-            f"remove the folder and run `instahide prepare {name}`"
-        )
+    builder = open_builder(name, data_dir)
+    info, folder = builder.info, Path(builder.data_dir)
     image_shape, label = _image_and_label(name, info.features)
-    available = ", ".join(info.splits)
-    try:
-        selected = info.splits[split]
-        num_examples = selected.num_examples
-        files = list(selected.filepaths)
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{name} has no split {split!r}: available are {available}") from error
-    if num_examples < 1:
-        raise InputError(f"split {split!r} of {name} is empty: available are {available}")
+    num_examples, files = split_files(builder, name, split)
     digest = hashlib.sha256()
     for file in (folder / "dataset_info.json", folder / "features.json"):
         digest.update(file.read_bytes())
-    for file in map(Path, files):
-        if not file.is_file():
-            raise InputError(f"{file} is missing: prepare {name} again in a new folder")
+    for file in files:
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
     is_encoded = isinstance(info.features["image"], tfds.features.Image)
     decoders = {"image": tfds.decode.SkipDecoding()} if is_encoded else None
@@ -135,6 +118,53 @@ def open_split(name: str, split: str, data_dir: str | None = None) -> Split:
         image_shape=image_shape,
         identity=f"{info.full_name}[{split}] {num_examples} {digest.hexdigest()}",
     )
+
+
+def open_builder(name: str, data_dir: str | None) -> Any:
+    """TFDS' builder of a prepared data set, to read from; name and folder as for `open_split`.
+
+    Raises:
+      InputError: unknown or unprepared set, config or version; another storage format than
+        array_record.
+    """
+    import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
+
+    folder = _find_prepared(name, _data_root(data_dir))
+    with decoding(f"the description in {folder}", f"prepare {name} again"):
+        try:
+            builder = tfds.builder_from_directory(folder)
+        except ParseError as error:
+            raise ValueError(error) from error
+    found = builder.info.file_format.value
+    if found != "array_record":
+        raise InputError(
+            f"{name} in {folder} is stored as {found}, expected array_record: "
+            f"remove the folder and run `instahide prepare {name}`"
+        )
+    return builder
+
+
+def split_files(builder: Any, name: str, split: str) -> tuple[int, list[Path]]:
+    """Number of records of a split (or of a TFDS slice of one), and the files that hold them.
+
+    Raises:
+      InputError: no such split, an empty one, or a file that is missing.
+    """
+    splits = builder.info.splits
+    available = ", ".join(splits)
+    try:
+        selected = splits[split]
+        num_examples = selected.num_examples
+        files = [Path(file) for file in selected.filepaths]
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{name} has no split {split!r}: available are {available}") from error
+    if num_examples < 1:
+        raise InputError(f"split {split!r} of {name} is empty: available are {available}")
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file} is missing: prepare {name} again in a new folder")
+    return num_examples, files
 
 
 def _data_root(data_dir: str | None) -> Path:
@@ -162,10 +192,9 @@ def _find_prepared(name: str, root: Path) -> Path:
     if config is not None or not versions:
         config = config or _default_config(top, list(configs))
         if config not in configs:
-            raise InputError(
-                f"{name} is not prepared in {root}: name one of "
-                f"{', '.join(f'{base}/{other}' for other in configs) or base}"
-            )
+            there = ", ".join(f"{base}/{other}" for other in configs) or base
+            remedy = f" or run {_prepare_command(base, name, root)}" if base == "glue" else ""
+            raise InputError(f"{name} is not prepared in {root}: name one of {there}{remedy}")
         versions = configs[config]
     wanted = [v for v in versions if fnmatch.fnmatchcase(v, version or "*")]
     if not wanted:
@@ -200,9 +229,16 @@ def _default_config(top: Path, configs: list[str]) -> str | None:
     return configs[0] if len(configs) == 1 else None
 
 
+def _prepare_command(base: str, name: str, root: Path) -> str:
+    task = name.partition(":")[0] if "/" in name or base != "glue" else "glue/TASK"
+    return f"`instahide prepare {task} --source {_PREPARED_FROM[base]} --data-dir {root}`"
+
+
 def _not_prepared(base: str, name: str, root: Path) -> str:
     import tensorflow_datasets as tfds
 
+    if base in _PREPARED_FROM:
+        return f"{name} is not prepared in {root}: run {_prepare_command(base, name, root)}"
     official = tfds.list_builders(with_community_datasets=False)
     if base in official:
         return (

@@ -1,0 +1,364 @@
+"""Labelled texts in memory: from a table (.tsv, .csv, .jsonl) or a prepared TFDS split.
+
+TFDS sets must be stored as array_record, which is read without TensorFlow.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from instahide_jax.data.embedded import decoding, label_message
+from instahide_jax.data.tables import did_you_mean, read_rows
+from instahide_jax.data.tfds_io import open_builder, split_files
+from instahide_jax.errors import InputError
+
+UNLABELLED = -1  # the label of a text whose label is hidden or unknown, as in TFDS
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Labelled texts, or pairs of texts, in memory.
+
+    Attributes:
+      first: [N] texts, of a pair the first; may be empty strings.
+      second: [N] texts, None unless texts come in pairs.
+      labels: [N] int32 in [0, num_classes), or float32 for regression. Texts read with
+        `unlabelled=True` may have the label -1: none is known.
+      class_names: one name per class; empty for regression.
+      identity: hexadecimal SHA-256 over texts and labels in their order. It does not cover the
+        names of the classes or where the texts came from.
+    """
+
+    first: tuple[str, ...]
+    second: tuple[str, ...] | None
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    identity: str
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None for regression."""
+        return len(self.class_names) or None
+
+
+def make_texts(
+    first: Sequence[str],
+    second: Sequence[str] | None,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    unlabelled: bool = False,
+) -> Texts:
+    """`Texts` from parts: labels become int32 or float32, the identity is computed.
+
+    Args:
+      first: [N] texts.
+      second: [N] texts, or None.
+      labels: [N], integers in [0, len(class_names)), or finite numbers for regression.
+      class_names: one name per class; empty for regression.
+      unlabelled: accept the label -1, for texts that nobody trains or scores on.
+
+    Raises:
+      InputError: no text, lengths that differ, a text that is no string or no Unicode, names of
+        classes that repeat, labels of another shape or dtype, outside the classes or not finite,
+        or hidden (-1; for regression: all of them) without `unlabelled`.
+    """
+    labels = np.asarray(labels)
+    names = tuple(class_names)
+    _check_names(names)
+    parts = [("texts", first)] if second is None else [("first texts", first), ("second", second)]
+    for what, part in parts:
+        _check_strings(what, part)
+    if labels.shape != (len(first),) or (second is not None and len(second) != len(first)):
+        lengths = " and ".join(f"{len(part)} {what}" for what, part in parts)
+        raise InputError(f"{lengths} but labels of shape {labels.shape}: need one label per text")
+    if not len(first):
+        raise InputError("there is no text: give at least one")
+    checked = (
+        _class_labels(labels, len(names), unlabelled) if names else _numbers(labels, unlabelled)
+    )
+    firsts = tuple(first)
+    seconds = None if second is None else tuple(second)
+    return Texts(firsts, seconds, checked, names, _identity(firsts, seconds, checked))
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    _check_strings("class names", names)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"class {twice!r} is named twice: name every class once")
+
+
+def _check_strings(what: str, values: Sequence[str]) -> None:
+    if isinstance(values, str):
+        raise InputError(f"{what} are the single string {values[:20]!r}: give a list of strings")
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise InputError(f"{what}: number {index} is {value!r:.40}, no string: convert it")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # half of a pair of surrogates, as JSON can write it
+            raise InputError(
+                f"{what}: number {index} holds {value[error.start]!a} at {error.start}, which is "
+                "no Unicode character: remove it"
+            ) from None
+
+
+def _class_labels(labels: np.ndarray, num_classes: int, unlabelled: bool) -> np.ndarray:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"labels have dtype {labels.dtype}: convert to integers")
+    wrong = (labels < (UNLABELLED if unlabelled else 0)) | (labels >= num_classes)
+    if wrong.any():
+        index = int(np.argmax(wrong))
+        if labels[index] == UNLABELLED:
+            raise InputError(
+                f"label {index} is -1, which means hidden: choose a split with labels, or read the "
+                "texts with unlabelled=True"
+            )
+        raise InputError(label_message(index, int(labels[index]), num_classes))
+    return labels.astype(np.int32)
+
+
+def _numbers(labels: np.ndarray, unlabelled: bool) -> np.ndarray:
+    if labels.dtype.kind not in "iuf":
+        raise InputError(f"labels have dtype {labels.dtype}: convert to numbers, or name classes")
+    with np.errstate(over="ignore"):  # reported as infinite
+        numbers = labels.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        index = int(np.argmin(np.isfinite(numbers)))
+        raise InputError(f"label {index} is {labels[index]}: must be finite; correct or remove it")
+    if not unlabelled and (numbers == UNLABELLED).all():
+        raise InputError(
+            "all labels are -1, which means hidden: choose a split with labels, or read the texts "
+            "with unlabelled=True"
+        )
+    return numbers
+
+
+def _identity(first: tuple[str, ...], second: tuple[str, ...] | None, labels: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for part in (first,) if second is None else (first, second):
+        digest.update(f"{len(part)} texts ".encode())
+        for text in part:
+            data = text.encode()
+            digest.update(f"{len(data)} ".encode())  # the length first: no other texts read alike
+            digest.update(data)
+    digest.update(f"{labels.dtype.str} ".encode())
+    digest.update(np.ascontiguousarray(labels).data)
+    return digest.hexdigest()
+
+
+# --- Tables --------------------------------------------------------------------------------------
+
+
+def read_table(
+    path: str | Path,
+    *,
+    text: str,
+    label: str | None,
+    second: str | None = None,
+    class_names: Sequence[str] | None = None,
+    regression: bool = False,
+    label_optional: bool = False,
+) -> Texts:
+    """Texts of a UTF-8 file with named columns, in its order.
+
+    .tsv: a header line, cells separated by tabs, no quoting (as GLUE's files have it). .csv: a
+    header line, commas, double quotes around cells that need them. .jsonl: one object per line.
+    Empty lines are passed over.
+
+    Args:
+      path: the file, whose suffix names its format.
+      text: the column of the texts, of pairs the first.
+      label: the column of the labels; None where texts have none: all labels are then -1.
+      second: the column of the second texts of pairs.
+      class_names: the classes, in order; a label is one of them, or the number of one. None: the
+        distinct labels that occur, sorted (as numbers where all are integers). Give the training
+        set's names for every other file, in which a class may be absent.
+      regression: labels are numbers, and there are no classes.
+      label_optional: an empty label becomes -1 instead of an error.
+
+    Where no text has a label and no `class_names` are given there is no class: the labels are then
+    -1 as float32, as for regression.
+
+    Raises:
+      InputError: no such file, another suffix, a damaged file, a column that is not there, a text
+        that is missing or no string, a label that is missing, no class or no number, no row.
+    """
+    path = Path(path)
+    if regression and class_names is not None:
+        raise InputError(f"class_names are {tuple(class_names)} but labels are numbers: give one")
+    texts: list[list[str]] = [[] for _ in (text, second)]
+    cells: list[_Cell] = []
+    wanted = [column for column in (text, second, label) if column is not None]
+    for line, row in read_rows(path, wanted):
+        for part, column in zip(texts, (text, second), strict=True):
+            if column is not None:
+                part.append(_text(path, line, column, row[column]))
+        cells.append(_cell(path, line, label, row, label_optional))
+    if not cells:
+        raise InputError(f"{path} holds no row: give at least one")
+    labels, names = _labels(path, cells, class_names, regression)
+    seconds = None if second is None else texts[1]
+    hidden = label is None or label_optional
+    return make_texts(texts[0], seconds, labels, names, unlabelled=hidden)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A label as it stands in the file, for messages with its line; None: there is none."""
+
+    line: int
+    value: str | None
+
+
+def _text(path: Path, line: int, column: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{path}, line {line}: {column} is {value!r:.40}: expected a string")
+    return value
+
+
+def _cell(
+    path: Path, line: int, column: str | None, row: Mapping[str, Any], optional: bool
+) -> _Cell:
+    value = None if column is None else row[column]
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        raise InputError(
+            f"{path}, line {line}: {column} is {value!r:.40}: expected a number or a class name"
+        )
+    if value is not None and str(value).strip():
+        return _Cell(line, str(value))
+    if column is not None and not optional:
+        raise InputError(
+            f"{path}, line {line}: {column} is empty: fill it in, or read the table with "
+            "label_optional=True"
+        )
+    return _Cell(line, None)
+
+
+def _labels(
+    path: Path, cells: list[_Cell], class_names: Sequence[str] | None, regression: bool
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels [N] and names of classes; -1 where a cell is empty."""
+    found = {cell.value for cell in cells if cell.value is not None}
+    if regression or (class_names is None and not found):
+        return np.array([_number(path, cell) for cell in cells], np.float64), ()
+    names = tuple(sorted(found, key=_order(found)) if class_names is None else class_names)
+    numbers: dict[str | None, int] = {name: number for number, name in enumerate(names)}
+    if not any(map(_is_integer, names)):  # else "1" could be meant as a name or as a number
+        numbers |= {str(number): number for number in range(len(names))}
+    for cell in cells:
+        if cell.value is not None and cell.value not in numbers:
+            raise InputError(
+                f"{path}, line {cell.line}: the label {cell.value!r} is no class; "
+                f"{did_you_mean(cell.value, names)}"
+            )
+    numbers[None] = UNLABELLED
+    return np.array([numbers[cell.value] for cell in cells], np.int64), names
+
+
+def _is_integer(value: str) -> bool:
+    return value.removeprefix("-").isdecimal()
+
+
+def _order(values: set[str]) -> Callable[[str], Any]:
+    """A key to sort by: as numbers where all values are integers, else as strings."""
+    if all(map(_is_integer, values)):
+        return lambda value: (int(value), value)
+    return str
+
+
+def _number(path: Path, cell: _Cell) -> float:
+    if cell.value is None:
+        return UNLABELLED
+    try:
+        number = float(cell.value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(
+            f"{path}, line {cell.line}: the label {cell.value!r} is no finite number: correct it"
+        )
+    return number
+
+
+# --- TFDS ----------------------------------------------------------------------------------------
+
+
+def texts_from_tfds(
+    name: str,
+    split: str,
+    *,
+    text: str,
+    label: str | None,
+    second: str | None = None,
+    data_dir: str | None = None,
+    unlabelled: bool = False,
+) -> Texts:
+    """Texts of a prepared TFDS split, in its order.
+
+    Args:
+      name: `name`, `name/config`, `name:version` or `name/config:version`, as for
+        `tfds_io.open_split`.
+      split: a split or a TFDS slice of one, such as "train" or "train[:80%]".
+      text: the feature of the texts, of pairs the first.
+      label: the feature of the labels: a ClassLabel, or floating for regression. None where texts
+        have none: all labels are then -1 as float32, as for regression.
+      second: the feature of the second texts of pairs.
+      data_dir: folder of prepared sets; default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+      unlabelled: accept labels of -1, as GLUE's test splits have them.
+
+    Raises:
+      InputError: a data set, config, version or split that is not prepared (with the command that
+        prepares it); another storage format than array_record; a feature that is not there or of
+        another kind; a damaged record; or whatever `make_texts` finds.
+    """
+    builder = open_builder(name, data_dir)
+    columns = [column for column in (text, second) if column is not None]
+    names = _tfds_classes(name, builder.info.features, columns, label)
+    total, _ = split_files(builder, name, split)
+    source = builder.as_data_source(split)
+    texts: dict[str, list[str]] = {column: [] for column in columns}
+    labels: list[float] = []
+    for index in tqdm(range(total), desc=f"{name}[{split}]", unit=" texts", delay=1):
+        with decoding(f"{name}[{split}]: record {index}", f"prepare {name} again"):
+            record = source[index]
+            for column in columns:
+                texts[column].append(record[column].decode())
+            labels.append(UNLABELLED if label is None else record[label])
+    return make_texts(
+        texts[text],
+        None if second is None else texts[second],
+        np.array(labels, np.int64 if names else np.float32),
+        names,
+        unlabelled=unlabelled or label is None,
+    )
+
+
+def _tfds_classes(
+    name: str, features: Any, columns: Sequence[str], label: str | None
+) -> tuple[str, ...]:
+    """The names of the classes, () for regression, after a look at all features asked for."""
+    import tensorflow_datasets as tfds
+
+    known = list(features) if isinstance(features, tfds.features.FeaturesDict) else []
+    for column in (*columns, *([] if label is None else [label])):
+        if column not in known:
+            raise InputError(f"{name} has no feature {column!r}; {did_you_mean(column, known)}")
+    for column in columns:
+        if not isinstance(features[column], tfds.features.Text):
+            raise InputError(f"{column!r} of {name} is {features[column]}: expected Text")
+    if label is None:
+        return ()
+    feature = features[label]
+    if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes:
+        return tuple(feature.names)
+    if feature.shape == () and np.issubdtype(feature.np_dtype, np.floating):
+        return ()
+    raise InputError(f"{label!r} of {name} is {feature}: expected a ClassLabel or a float")
