@@ -2,31 +2,38 @@
 
     python eval.py runs/mnist5k-default
 
-Reports accuracy on plain test images, and of encrypted inference: each test image is hidden T times
-with fresh coefficients, masks and partners, and the predictions are averaged. Results are printed
-and written to eval.json in the run folder.
+Of images: accuracy on plain test images, and of encrypted inference: each test image is hidden T
+times with fresh coefficients, masks and partners, and the predictions are averaged. Of texts: the
+metrics of the task without masks, and as the owner sees it, under masks of the client's pool,
+averaged over T of them. Results are printed and written to eval.json in the run folder.
 """
 
 import logging
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
+from instahide_jax import image_task, text_task
 from instahide_jax.arguments import parse_args
 from instahide_jax.checkpoint import Checkpoints
+from instahide_jax.config import Experiment, ImageExperiment, TextExperiment
 from instahide_jax.data.embedded import Arrays
-from instahide_jax.encoders import Variables, make_model
+from instahide_jax.encoders import Bert, Model, Variables, make_model
+from instahide_jax.encoders.bert_folder import save_folder
 from instahide_jax.errors import InputError, run_main
-from instahide_jax.evaluation import Scores, encrypted_accuracies, evaluate_split
+from instahide_jax.image_evaluation import encrypted_accuracies, evaluate_split, make_evaluate
 from instahide_jax.instahide import InstaHide
+from instahide_jax.optimizers import make_optimizer
 from instahide_jax.parallel import make_mesh, replicated
-from instahide_jax.run import read_experiment, write_json
+from instahide_jax.run import default_secret_file, open_run, read_experiment, write_json
 from instahide_jax.secret import insecure_secret, secret_key
-from instahide_jax.training import init_state, make_evaluate, make_optimizer
+from instahide_jax.text_evaluation import has_masks, score_views
+from instahide_jax.training import TrainState, init_state
 
 
 @dataclass(frozen=True)
@@ -35,28 +42,53 @@ class Arguments:
 
     Attributes:
       run: the run folder.
-      encryptions: numbers T of encryptions to average over; none skips encrypted inference.
-      min_own_coefficient: floor of the test image's own coefficient in its encryptions.
-      checkpoint: the one of the best validation accuracy, or the newest.
-      insecure_seed: makes the key of encrypted inference repeatable, and guessable.
+      encryptions: of images: numbers T of encryptions to average over; none skips encrypted
+        inference.
+      min_own_coefficient: of images: floor of the test image's own coefficient in its encryptions.
+      masks: of texts: numbers T of masks to average over; none skips the owner's view.
+      checkpoint: the one of the best validation score, or the newest.
+      insecure_seed: of images: makes the key of encrypted inference repeatable, and guessable.
+      secret_file: of texts: the run's secret, from which the masks come; by default beside the run.
+      save_folder: of texts: write the trained encoder to this new folder, in Hugging Face's layout.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
     encryptions: tuple[int, ...] = (1, 5, 10, 20)
     min_own_coefficient: float = 0.0
+    masks: tuple[int, ...] = (1, 5, 20)
     checkpoint: Literal["best", "newest"] = "newest"
     insecure_seed: int | None = None
+    secret_file: Path | None = None
+    save_folder: Path | None = None
 
 
 def main() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every folder it opens
     arguments = parse_args(Arguments, sys.argv[1:], prog="eval.py")
     experiment = read_experiment(arguments.run)
-    dataset = experiment.data.load()
-    shape = experiment.augment.output_shape(dataset.image_shape)
-    pool = None
-    if experiment.scheme.num_public and experiment.public_pool is not None:
-        pool, dataset, _ = experiment.public_pool.load(dataset, shape)
+    if isinstance(experiment, TextExperiment):
+        score_texts(arguments, experiment)
+    elif isinstance(experiment, ImageExperiment):
+        score_images(arguments, experiment)
+    else:
+        raise InputError(f"{arguments.run} holds a {type(experiment).__name__}; train anew")
+
+
+def restore(arguments: Arguments, experiment: Experiment, model: Model) -> TrainState:
+    """The state of the chosen checkpoint."""
+    # Shapes of the optimizer's state do not depend on the number of steps.
+    optimizer = make_optimizer(experiment.optimizer, 1, 1)
+    abstract = jax.eval_shape(partial(init_state, model, optimizer), jax.random.key(0))
+    checkpoints = Checkpoints(arguments.run / "checkpoints", read_only=True)
+    step = checkpoints.best_step()
+    if arguments.checkpoint == "newest":
+        step = max(checkpoints.steps())
+    return checkpoints.restore(abstract, step, replicated(make_mesh()))
+
+
+def score_images(arguments: Arguments, experiment: ImageExperiment) -> None:
+    """Accuracy on plain images and of encrypted inference."""
+    dataset, pool, _ = image_task.open_data(experiment)
     in_memory = isinstance(dataset.train, Arrays) and isinstance(dataset.test, Arrays)
     if isinstance(experiment.scheme, InstaHide) and arguments.encryptions and not in_memory:
         raise InputError(
@@ -64,19 +96,11 @@ def main() -> None:
         )
     num_classes = dataset.test.num_classes
     scheme = experiment.scheme.for_data(num_classes, *dataset.statistics)
+    shape = experiment.augment.output_shape(dataset.image_shape)
     model = make_model(experiment.encoder, shape, num_classes)
-    # Shapes of the optimizer's state do not depend on the number of steps.
-    optimizer = make_optimizer(experiment.optimizer, 1, 1)
-    abstract = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
-    checkpoints = Checkpoints(arguments.run / "checkpoints", read_only=True)
-    step = checkpoints.best_step()
-    if arguments.checkpoint == "newest":
-        step = max(checkpoints.steps())
-    state = checkpoints.restore(abstract, step, replicated(make_mesh()))
-
-    plain = evaluate_split(
-        make_evaluate(experiment, scheme, model), state, dataset.test, experiment
-    )
+    state = restore(arguments, experiment, model)
+    evaluate = make_evaluate(experiment, scheme, model)
+    plain = evaluate_split(evaluate, state, dataset.test, experiment)
     encrypted: dict[int, float] = {}
     if isinstance(scheme, InstaHide) and arguments.encryptions:
         assert isinstance(dataset.train, Arrays)
@@ -93,22 +117,12 @@ def main() -> None:
             pool,
             arguments.encryptions,
         )
-    report(arguments, step, plain, encrypted)
-
-
-def report(arguments: Arguments, step: int, plain: Scores, encrypted: dict[int, float]) -> None:
-    """Print the table and write eval.json."""
+    announce(arguments, state, f"{plain.num_images:,} test images")
     error = (plain.accuracy * (1 - plain.accuracy) / plain.num_images) ** 0.5
-    print(
-        f"{arguments.run}, {arguments.checkpoint} checkpoint (step {step}), "
-        f"{plain.num_images:,} test images"
-    )
     print(f"  plain images                accuracy {plain.accuracy:.4f} +- {error:.4f}")
     for count, accuracy in encrypted.items():
         print(f"  encrypted, mean over T={count:<3d}  accuracy {accuracy:.4f}")
     values = {
-        "checkpoint": arguments.checkpoint,
-        "step": step,
         "test_images": plain.num_images,
         "plain_accuracy": plain.accuracy,
         "plain_loss": plain.loss,
@@ -116,7 +130,59 @@ def report(arguments: Arguments, step: int, plain: Scores, encrypted: dict[int, 
         "min_own_coefficient": arguments.min_own_coefficient,
         "key": "fresh" if arguments.insecure_seed is None else arguments.insecure_seed,
     }
-    write_json(arguments.run / "eval.json", values)
+    write_values(arguments, state, values)
+
+
+def score_texts(arguments: Arguments, experiment: TextExperiment) -> None:
+    """The metrics of the task without masks, and under the masks of the owner's pool."""
+    dataset, identities = text_task.open_data(experiment)
+    scheme = experiment.scheme.for_data(dataset.train.num_classes)
+    num_outputs = dataset.train.num_classes or 1
+    data = experiment.data
+    model = make_model(experiment.encoder, (data.length,), num_outputs, experiment.head)
+    state = restore(arguments, experiment, model)
+    counts = arguments.masks if has_masks(scheme) else ()
+    secret = None
+    if counts:
+        secret_file = arguments.secret_file or default_secret_file(arguments.run)
+        if experiment.insecure_seed is None and not secret_file.exists():
+            raise InputError(
+                f"secret file {secret_file} is missing; the masks come from it: name it with "
+                "--secret-file, or pass --masks without a number to score without masks"
+            )
+        secret = open_run(arguments.run, experiment, identities, secret_file).secret
+    variables = Variables(state.params, state.stats)
+    values: dict[str, Any] = {}
+    for name, texts in dataset.tests.items():
+        views = score_views(
+            scheme, model, variables, texts, data.lengths, secret, data.metrics, counts
+        )
+        announce(arguments, state, f"{name}: {len(texts.labels):,} texts")
+        for count, scores in views.items():
+            view = f"mean over T={count} masks" if count else "without masks"
+            shown = ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items())
+            print(f"  {view:22} {shown}")
+        values[name] = {"texts": len(texts.labels)} | {
+            str(count): scores for count, scores in views.items()
+        }
+    write_values(arguments, state, {"scores_by_number_of_masks": values})
+    if arguments.save_folder is not None:
+        assert isinstance(experiment.encoder, Bert)
+        tokenizer = data.tokenizer or experiment.encoder.folder
+        encoder = state.params["encoder"]
+        save_folder(arguments.save_folder, experiment.encoder, encoder, tokenizer=tokenizer)
+        print(f"Wrote the encoder to {arguments.save_folder}.")
+
+
+def announce(arguments: Arguments, state: TrainState, what: str) -> None:
+    """Say what is scored."""
+    print(f"{arguments.run}, {arguments.checkpoint} checkpoint (step {int(state.step)}), {what}")
+
+
+def write_values(arguments: Arguments, state: TrainState, values: dict[str, Any]) -> None:
+    """Write eval.json."""
+    scored = {"checkpoint": arguments.checkpoint, "step": int(state.step)}
+    write_json(arguments.run / "eval.json", scored | values)
 
 
 if __name__ == "__main__":

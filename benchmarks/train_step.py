@@ -22,16 +22,10 @@ from instahide_jax.config import ImageExperiment
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import Mnist5k, PoolHeldOut
 from instahide_jax.encoders import ResNet18, make_model
+from instahide_jax.optimizers import make_optimizer
 from instahide_jax.parallel import make_mesh
-from instahide_jax.training import (
-    Keys,
-    Private,
-    init_state,
-    make_hide,
-    make_optimizer,
-    make_train_step,
-    plan_pass,
-)
+from instahide_jax.image_step import Private, make_hide, make_take, plan_pass
+from instahide_jax.training import Keys, init_state, make_train_step
 
 SCHEMES = {
     "vanilla": NoHiding(num_classes=10),
@@ -61,7 +55,9 @@ def prepare(scheme: NoHiding, batch_size: int) -> tuple[Callable[[], None], Call
     pool = images if scheme.num_public else None
     model = make_model(config.encoder, (32, 32, 3), 10)
     optimizer = make_optimizer(config.optimizer, 100, 1000)
-    step = make_train_step(config, scheme, model, optimizer, make_mesh())
+    step = make_train_step(
+        make_take(config, scheme, make_mesh()), scheme, model, optimizer, make_mesh()
+    )
     hide = jax.jit(make_hide(config, scheme, make_mesh()))
     state: Any = jax.jit(partial(init_state, model, optimizer))(jax.random.key(0))
     at_start = jnp.zeros((), jnp.int32)

@@ -17,10 +17,10 @@ from dataclasses import replace
 
 from instahide_jax import InstaHide, NoHiding
 from instahide_jax.config import ImageExperiment
-from instahide_jax.optimizers import Cosine, Sgd, StepDecay
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import PoolConfig, PoolFile, TfdsImages
 from instahide_jax.encoders import ResNet, ResNet18
+from instahide_jax.optimizers import Cosine, Sgd, StepDecay
 
 _POOL = PoolFile("data/photos32.npy")
 

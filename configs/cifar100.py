@@ -9,10 +9,10 @@ Variants: default (= inside), vanilla, mixup, inside, cross.
 
 from instahide_jax import InstaHide, NoHiding
 from instahide_jax.config import ImageExperiment
-from instahide_jax.optimizers import Sgd, StepDecay
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import PoolConfig, PoolFile, TfdsImages
 from instahide_jax.encoders import ResNet18
+from instahide_jax.optimizers import Sgd, StepDecay
 
 
 def _experiment(scheme: NoHiding, public_pool: PoolConfig | None = None) -> ImageExperiment:

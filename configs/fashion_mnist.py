@@ -13,10 +13,10 @@ from typing import Any
 
 from instahide_jax import InstaHide, NoHiding
 from instahide_jax.config import ImageExperiment
-from instahide_jax.optimizers import Cosine, Sgd
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import PoolFile, TfdsImages
 from instahide_jax.encoders import ResNet
+from instahide_jax.optimizers import Cosine, Sgd
 
 
 def _experiment(scheme: NoHiding, **settings: Any) -> ImageExperiment:

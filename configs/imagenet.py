@@ -12,10 +12,10 @@ splits.
 
 from instahide_jax import InstaHide, NoHiding
 from instahide_jax.config import ImageExperiment
-from instahide_jax.optimizers import Cosine, Sgd
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import PoolConfig, PoolFile, TfdsStream
 from instahide_jax.encoders import ResNet18
+from instahide_jax.optimizers import Cosine, Sgd
 
 
 def _experiment(scheme: NoHiding, public_pool: PoolConfig | None = None) -> ImageExperiment:

@@ -10,10 +10,10 @@ from typing import Any
 
 from instahide_jax import InstaHide, NoHiding
 from instahide_jax.config import ImageExperiment
-from instahide_jax.optimizers import Cosine, Sgd
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import Mnist5k, PoolHeldOut
 from instahide_jax.encoders import ConvNet
+from instahide_jax.optimizers import Cosine, Sgd
 
 
 def _experiment(scheme: NoHiding, **settings: Any) -> ImageExperiment:

@@ -132,6 +132,7 @@ class NoHiding:
         del secret, step, public_features
         return features, targets(labels, self.num_classes)
 
+
 @dataclass(frozen=True)
 class MixingScheme(NoHiding):
     """What InstaHide and TextHide share: examples are mixed with others under random coefficients.

@@ -35,7 +35,7 @@ def make_outputs(scheme: NoHiding, model: Model) -> Callable[..., jax.Array]:
 
     @partial(jax.jit, static_argnames="draws")
     def outputs(
-        variables: Variables, tokens: Tokens, rows: jax.Array, secret: SecretKey, draws: int
+        variables: Variables, tokens: Tokens, rows: jax.Array, secret: SecretKey | None, draws: int
     ) -> jax.Array:
         features, _ = model.features(variables, tokens, train=False)
         if not draws:
@@ -52,7 +52,7 @@ def outputs_of_set(
     variables: Variables,
     texts: TokenSet,
     lengths: tuple[int, ...],
-    secret: SecretKey,
+    secret: SecretKey | None,
     draws: int,
 ) -> np.ndarray:
     """Outputs of all texts of a set, float32 [D, N, outputs], see `make_outputs`.
@@ -62,7 +62,7 @@ def outputs_of_set(
       variables: parameters and statistics.
       texts: the set.
       lengths: compiled lengths, ascending; texts are computed at the first that holds their batch.
-      secret: of the run, for the masks of its training.
+      secret: of the run, for the masks of its training; None will do for 0 draws.
       draws: of masks.
     """
     buckets = buckets_of(texts.tokens["mask"], lengths)
@@ -110,7 +110,7 @@ def score_views(
     variables: Variables,
     texts: TokenSet,
     lengths: tuple[int, ...],
-    secret: SecretKey,
+    secret: SecretKey | None,
     metrics: Sequence[str],
     counts: Sequence[int],
 ) -> dict[int, dict[str, float]]:

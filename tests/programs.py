@@ -15,7 +15,8 @@ from instahide_jax.encoders import make_model
 from instahide_jax.errors import run_main
 from instahide_jax.metrics import read_metrics
 from instahide_jax.run import read_experiment
-from instahide_jax.training import init_state, make_optimizer
+from instahide_jax.optimizers import make_optimizer
+from instahide_jax.training import init_state
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """

@@ -10,10 +10,18 @@ import pytest
 from tiny import EXPERIMENT
 
 from instahide_jax import InstaHide
-from instahide_jax.config import Experiment, differences, fingerprint, from_json, load_config, to_json, variants
-from instahide_jax.optimizers import Cosine, Schedule, Sgd
+from instahide_jax.config import (
+    Experiment,
+    differences,
+    fingerprint,
+    from_json,
+    load_config,
+    to_json,
+    variants,
+)
 from instahide_jax.data.sources import DataConfig, Mnist5k, PoolHeldOut, TfdsStream
 from instahide_jax.errors import InputError
+from instahide_jax.optimizers import Cosine, Schedule, Sgd
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
 ALL = [f"{path}:{name}" for path in CONFIGS for name in variants(path)]

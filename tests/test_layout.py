@@ -21,12 +21,12 @@ PROGRAMS = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "configs").glob("*.py"))
 LAYERS = [
     ["errors", "metrics", "scores"],
     ["prng", "secret", "arguments", "parallel", "pictures"],
-    ["coefficients", "data", "encoders"],
+    ["coefficients", "data", "encoders", "optimizers"],
     ["mixing", "hiding"],
     ["instahide", "texthide", "config", "checkpoint"],
     ["run", "training", "encrypt_files"],
-    ["evaluation"],
-    ["encrypt_command"],
+    ["task", "image_step", "text_step", "image_evaluation", "text_evaluation"],
+    ["image_task", "text_task", "encrypt_command"],
     ["cli"],
 ]
 

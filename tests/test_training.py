@@ -1,10 +1,8 @@
 """The train step: what it computes, on any devices, and what it never does."""
 
 import functools
-import importlib
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import chex
 import jax
@@ -15,18 +13,15 @@ import pytest
 from tiny import CLASSES, labelled, tiny
 
 from instahide_jax import InstaHide, NoHiding, encrypt
-from instahide_jax.optimizers import Cosine, Schedule, Sgd, StepDecay
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import Dataset, Statistics
 from instahide_jax.encoders import ConvNet, Variables
-from instahide_jax.training import (
-    make_evaluate,
-    make_hide,
-    make_optimizer,
-    make_train_step,
-)
+from instahide_jax.optimizers import Cosine, Schedule, Sgd, StepDecay
+from instahide_jax.image_evaluation import make_evaluate
+from instahide_jax.image_step import make_hide
+from instahide_jax.image_task import feeds
+from instahide_jax.optimizers import make_optimizer
 
-ROOT = Path(__file__).resolve().parent.parent
 PARTNERS = ("dataset", "batch")
 
 
@@ -186,38 +181,32 @@ def test_masks_are_new_in_every_row_step_and_pass(partners):
 # The loop
 
 
-@pytest.fixture
-def train(monkeypatch):
-    """The program train.py."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    return importlib.import_module("train")
-
-
-def _batches(train, run, start, total):
+def _feeds(run, start, total):
     data = Dataset(run.data, run.data, run.data, Statistics((0.5,), (0.25,)), (8, 8, 3), "")
-    return train.batches(run.experiment, run.scheme, data, run.keys, run.mesh, start, total)
+    return feeds(run.experiment, run.scheme, data, run.keys, run.mesh, start, total)
 
 
-def test_loop_moves_no_data_and_ends_where_steps_by_hand_do(train):
+def test_loop_moves_no_data_and_ends_where_steps_by_hand_do():
     run = tiny(8)
     expected, _ = run.train(10)
     state, seen = run.init(), []
     with jax.transfer_guard("disallow"):
-        for number, private in _batches(train, run, 0, 10):
-            state, _ = run.step(state, run.keys, private, run.pool)
-            seen.append(number)
+        for feed in _feeds(run, 0, 10):
+            state, _ = run.step(state, run.keys, feed.private, run.pool)
+            seen.append(feed.step)
         with pytest.raises(Exception, match=r"[Dd]isallowed"):
-            run.step(state, run.keys, private._replace(images=run.data.images), run.pool)
+            private = feed.private._replace(images=run.data.images)
+            run.step(state, run.keys, private, run.pool)
     assert seen == list(range(10))
     chex.assert_trees_all_equal(*jax.device_get((state.params, expected.params)))
 
 
-def test_loop_gives_the_same_steps_from_any_start(train):
+def test_loop_gives_the_same_steps_from_any_start():
     run = tiny(1, scheme=NoHiding())
 
     def orders(start):
-        loop = _batches(train, run, start, 12)
-        return {number: np.asarray(private.this_pass.order) for number, private in loop}
+        loop = _feeds(run, start, 12)
+        return {feed.step: np.asarray(feed.private.this_pass.order) for feed in loop}
 
     whole, resumed = orders(0), orders(7)
     assert list(resumed) == [7, 8, 9, 10, 11]
@@ -247,7 +236,7 @@ def test_compiled_step_does_not_contain_the_secret():
         texts = (lowered.as_text().lower(), lowered.compile().as_text().lower())
         return {s for s in spellings if any(s in text for text in texts)}
 
-    step = make_train_step(run.experiment, run.scheme, run.model, run.optimizer, run.mesh)
+    step = run.make_step(run.model)
     assert found(step, run.init(), run.keys, run.private(), run.pool) == set()
     # The search finds a key that is closed over.
     secret = run.keys.secret.key

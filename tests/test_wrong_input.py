@@ -31,7 +31,7 @@ WRONG = {
         r"holds images of \(8, 8, 3\), the private images are \(28, 28, 1\)",
     ),
     "small pool": ("CONFIG:cross --public-pool.count 3", "pool has 3 images; .* needs 4"),
-    "negative pool": ("CONFIG:cross --public-pool.count -1", "-1 images are to be held out"),
+    "negative pool": ("CONFIG:cross --public-pool.count -1", "-1 examples are to be held out"),
     "unprepared": (
         "CONFIG:tfds --data.data-dir EMPTY",
         "fashion_mnist is not prepared in .*: run `instahide prepare fashion_mnist",

@@ -13,21 +13,14 @@ from PIL import Image
 
 from instahide_jax import InstaHide, NoHiding, insecure_secret
 from instahide_jax.config import ImageExperiment
-from instahide_jax.optimizers import Schedule, Sgd
 from instahide_jax.data.embedded import Arrays, make_arrays
 from instahide_jax.data.sources import Mnist5k, PoolFile
 from instahide_jax.encoders import ConvNet, EncoderConfig, make_model
+from instahide_jax.optimizers import Schedule, Sgd
 from instahide_jax.parallel import make_mesh, replicated
-from instahide_jax.training import (
-    Keys,
-    Private,
-    TrainState,
-    init_state,
-    make_hide,
-    make_optimizer,
-    make_train_step,
-    plan_pass,
-)
+from instahide_jax.image_step import Private, make_hide, make_take, plan_pass
+from instahide_jax.optimizers import make_optimizer
+from instahide_jax.training import Keys, TrainState, init_state, make_train_step
 
 CLASSES = 4
 SHAPE = (8, 8, 3)
@@ -92,7 +85,11 @@ class Tiny:
             return self.model.features(*args, **kwargs)
 
         model = self.model._replace(features=features)
-        return make_train_step(self.experiment, self.scheme, model, self.optimizer, self.mesh)
+        return self.make_step(model)
+
+    def make_step(self, model: Any) -> Any:
+        take = make_take(self.experiment, self.scheme, self.mesh)
+        return make_train_step(take, self.scheme, model, self.optimizer, self.mesh)
 
     def train(self, steps: int) -> tuple[TrainState, list[float]]:
         """The state after some steps, and their losses."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +71,8 @@ class TableText(TextSource):
       path: the file.
       text: the column with the text, or with the first one of a pair.
       second: the column with the second one.
-      label: the column with classes, or with numbers for regression.
+      label: the column with classes, or with numbers for regression; None reads no labels, which
+        does for public texts.
       class_names: the classes; () are those that occur, sorted.
       regression: labels are numbers.
     """
@@ -79,7 +80,7 @@ class TableText(TextSource):
     path: str
     text: str = "text"
     second: str | None = None
-    label: str = "label"
+    label: str | None = "label"
     class_names: tuple[str, ...] = ()
     regression: bool = False
 
@@ -91,6 +92,7 @@ class TableText(TextSource):
             second=self.second,
             class_names=self.class_names or None,
             regression=self.regression,
+            label_optional=self.label is None,
         )
 
 
@@ -131,18 +133,20 @@ class SyntheticText(TextSource):
 
     @property
     def bayes_accuracy(self) -> float:
-        """The accuracy of the best rule: the class that more words say, by a coin where they tie."""
+        """Accuracy of the best rule: the class that more words say, or a coin where they tie."""
         lengths = range(self.shortest, self.longest + 1)
         return sum(self._accuracy(length) for length in lengths) / len(lengths)
 
     def _accuracy(self, length: int) -> float:
         right = 0.0
         for said in range(length + 1):
-            weight = math.comb(length, said) * self.share**said * (1 - self.share) ** (length - said)
+            weight = (
+                math.comb(length, said) * self.share**said * (1 - self.share) ** (length - said)
+            )
             for truths in range(said + 1):
                 chance = math.comb(said, truths)
                 chance *= self.truth**truths * (1 - self.truth) ** (said - truths)
-                right += weight * chance * (0.5 if 2 * truths == said else 2 * truths > said)
+                right += weight * chance * (0.5 if 2 * truths == said else float(2 * truths > said))
         return right
 
     def read(self) -> Texts:
@@ -179,8 +183,8 @@ class TextData:
       length: tokens; longer texts are cut.
       buckets: lengths below `length`, ascending.
       metrics: see `scores.score`; the first chooses checkpoints.
-      tokenizer: folder of the vocabulary. None: that of the encoder; where the encoder has no folder,
-        the most frequent words of the training texts.
+      tokenizer: folder of the vocabulary. None: that of the encoder; where the encoder has no
+        folder, the most frequent words of the training texts.
     """
 
     train: TextSource

@@ -123,8 +123,8 @@ def word_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     normalizer, splitter = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
     counts: Counter[str] = Counter()
     for text in texts:
-        words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
-        counts.update(word for word, _ in words)
+        pieces = splitter.pre_tokenize_str(normalizer.normalize_str(text))
+        counts.update(word for word, _ in pieces)
     frequent = sorted(counts, key=lambda word: (-counts[word], word))
     words = [*special, *(word for word in frequent if word not in special)][:vocab_size]
     numbers = {word: number for number, word in enumerate(words)}

@@ -1,4 +1,4 @@
-"""Encoders and heads: one configuration dataclass each, chosen by its constructor in a config file."""
+"""Encoders and heads: one configuration dataclass each, chosen by its constructor."""
 
 from instahide_jax.encoders.base import EncoderConfig, Model, Variables, make_model, num_parameters
 from instahide_jax.encoders.bert import Bert
