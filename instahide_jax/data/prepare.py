@@ -22,8 +22,15 @@ from tqdm import tqdm
 from instahide_jax.data.archives import LabelledImages
 from instahide_jax.data.image_folder import ImageFolder, read_image_folder
 from instahide_jax.data.official import SIZES, Official, read_official
+from instahide_jax.data.prepare_text import (
+    is_glue,
+    is_movie_reviews,
+    prepare_glue,
+    prepare_movie_reviews,
+)
 from instahide_jax.data.prepared import (
     FILE_FORMAT,
+    INSTALL_TENSORFLOW,
     Prepared,
     already,
     build,
@@ -34,7 +41,6 @@ from instahide_jax.errors import InputError
 
 _FOLDER_VERSION = "1.0.0"
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-_INSTALL_TENSORFLOW = "pip install -e '.[tfds]'"
 
 
 def prepare(name: str, source: Path | None = None, data_dir: Path | None = None) -> Prepared:
@@ -44,8 +50,10 @@ def prepare(name: str, source: Path | None = None, data_dir: Path | None = None)
         name: a TFDS data set (optionally with configuration or version: `glue/sst2`), or with
             `source` any new name.
         source: the original files of mnist, fashion_mnist, cifar10 or cifar100 (see
-            `instahide_jax.data.official`), or a folder with one folder of images per class (see
-            `instahide_jax.data.image_folder`). None: TFDS downloads, which takes TensorFlow.
+            `instahide_jax.data.official`), GLUE's own files of a task (`glue/sst2`, see
+            `instahide_jax.data.glue_files`), vaderSentiment's source package (`movie-reviews`, see
+            `instahide_jax.data.movie_reviews`), or a folder with one folder of images per class
+            (see `instahide_jax.data.image_folder`). None: TFDS downloads, which takes TensorFlow.
         data_dir: the TFDS folder; None is TFDS' own default (TFDS_DATA_DIR, or
             ~/tensorflow_datasets).
 
@@ -56,9 +64,13 @@ def prepare(name: str, source: Path | None = None, data_dir: Path | None = None)
         InputError: for anything wrong with the name, the files, the download or the disk.
     """
     root = None if data_dir is None else data_dir.expanduser().absolute()
+    source = None if source is None else source.expanduser()
+    if is_movie_reviews(name):
+        return prepare_movie_reviews(source, root)
+    if is_glue(name) and (source is not None or not _has_tensorflow()):
+        return prepare_glue(name, source, root)
     if source is None:
         return _download(name, root)
-    source = source.expanduser()
     if name in SIZES:
         return _prepare_official(name, source, root)
     return _prepare_folder(name, source, root)
@@ -180,7 +192,7 @@ def _download(name: str, root: Path | None) -> Prepared:
     local = ", or give its original files with --source" if name in SIZES else ""
     if not has_tensorflow:
         raise InputError(
-            f"TFDS needs TensorFlow to download and prepare {name}: {_INSTALL_TENSORFLOW}{local}"
+            f"TFDS needs TensorFlow to download and prepare {name}: {INSTALL_TENSORFLOW}{local}"
         )
     manual = builder.data_dir_root / "downloads" / "manual"
     instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
@@ -206,7 +218,7 @@ def _check_known(name: str, has_tensorflow: bool) -> None:
     nearest = difflib.get_close_matches(base, known, n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
     if not has_tensorflow:
-        hint += f" (a few, such as glue, need TensorFlow to be listed: {_INSTALL_TENSORFLOW})"
+        hint += f" (a few, such as c4, need TensorFlow to be listed: {INSTALL_TENSORFLOW})"
     raise InputError(
         f"TFDS has no data set {base!r}{hint or '; for files of your own give --source FOLDER'}"
     )

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from instahide_jax.errors import InputError
 
 FILE_FORMAT = "array_record"  # the only format that reads without TensorFlow at random
+INSTALL_TENSORFLOW = "pip install -e '.[tfds]'"
 
 
 @dataclass(frozen=True)

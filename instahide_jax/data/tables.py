@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from instahide_jax.data.archives import read_file
 from instahide_jax.data.embedded import decoding
@@ -32,10 +32,14 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """
     if path.suffix not in _READERS:
         raise InputError(f"{path} must end in {', '.join(_READERS)}: rename or convert it")
-    data = read_file(path)
-    with decoding(str(path), "save it as UTF-8"):
-        text = data.decode("utf-8-sig")
-    return _READERS[path.suffix](path, text, columns)
+    # A quoted cell of a .csv may hold line ends, which the csv module must see as they are.
+    newline = "" if path.suffix == ".csv" else None
+    data = io.BytesIO(read_file(path))
+    with (
+        decoding(str(path), "save it as UTF-8"),
+        io.TextIOWrapper(data, encoding="utf-8-sig", newline=newline) as file,
+    ):
+        yield from _READERS[path.suffix](path, file, columns)
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -44,14 +48,12 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known) or 'none'}"
 
 
-def _tsv(path: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:
-    rows = csv.reader(io.StringIO(text, newline=None), delimiter="\t", quoting=csv.QUOTE_NONE)
-    return _delimited(path, rows, columns)
+def _tsv(path: Path, file: TextIO, columns: Sequence[str]) -> Iterator[Row]:
+    return _delimited(path, csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), columns)
 
 
-def _csv(path: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:
-    # A quoted cell may hold line ends, which the csv module must see as they are.
-    return _delimited(path, csv.reader(io.StringIO(text, newline=""), strict=True), columns)
+def _csv(path: Path, file: TextIO, columns: Sequence[str]) -> Iterator[Row]:
+    return _delimited(path, csv.reader(file, strict=True), columns)
 
 
 def _delimited(path: Path, rows: Any, columns: Sequence[str]) -> Iterator[Row]:
@@ -71,8 +73,8 @@ def _delimited(path: Path, rows: Any, columns: Sequence[str]) -> Iterator[Row]:
         raise InputError(f"{path}, line {rows.line_num}: {error}: correct the line") from error
 
 
-def _jsonl(path: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:
-    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+def _jsonl(path: Path, file: TextIO, columns: Sequence[str]) -> Iterator[Row]:
+    for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -86,7 +88,7 @@ def _jsonl(path: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:
         yield number, row
 
 
-_READERS: Mapping[str, Callable[[Path, str, Sequence[str]], Iterator[Row]]] = {
+_READERS: Mapping[str, Callable[[Path, TextIO, Sequence[str]], Iterator[Row]]] = {
     ".tsv": _tsv,
     ".csv": _csv,
     ".jsonl": _jsonl,
