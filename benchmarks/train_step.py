@@ -22,9 +22,9 @@ from instahide_jax.config import ImageExperiment
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import Mnist5k, PoolHeldOut
 from instahide_jax.encoders import ResNet18, make_model
+from instahide_jax.image_step import Private, make_hide, make_take, plan_pass
 from instahide_jax.optimizers import make_optimizer
 from instahide_jax.parallel import make_mesh
-from instahide_jax.image_step import Private, make_hide, make_take, plan_pass
 from instahide_jax.training import Keys, init_state, make_train_step
 
 SCHEMES = {

@@ -131,6 +131,11 @@ class TextExperiment(Experiment):
                 f"the scheme mixes {self.scheme.num_public} public texts but public_text is not "
                 "set; name a source in the config, or use TextHide.intra"
             )
+        if self.scheme.num_public > self.batch_size:
+            raise InputError(
+                f"the scheme mixes {self.scheme.num_public} public texts; a step takes "
+                f"batch_size={self.batch_size} of them: raise it or lower scheme.k"
+            )
 
 
 def _check_scheme(scheme: NoHiding, what: str, kind: type[NoHiding]) -> None:

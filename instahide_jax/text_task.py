@@ -105,6 +105,9 @@ def _make_validate(
     """Validation as the owner sees it: under a mask where there are masks."""
     outputs, draws = make_outputs(scheme, model), int(has_masks(scheme))
     data, texts = experiment.data, dataset.validation
+    # Refuses metrics that are unknown or do not suit the labels before training starts.
+    unread = np.zeros((1, len(texts.labels), texts.num_classes or 1), np.float32)
+    score_set(unread, texts.labels, data.metrics, texts.num_classes)
 
     def validate(state: TrainState, secret: SecretKey) -> Validation:
         variables = Variables(state.params, state.stats)

@@ -14,8 +14,8 @@ from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.encoders import make_model
 from instahide_jax.errors import run_main
 from instahide_jax.metrics import read_metrics
-from instahide_jax.run import read_experiment
 from instahide_jax.optimizers import make_optimizer
+from instahide_jax.run import read_experiment
 from instahide_jax.training import init_state
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,7 +121,18 @@ class Place:
 def final_state(folder, image_shape=(28, 28, 1), num_classes=10):
     """The newest checkpoint of a run, in host memory."""
     experiment = read_experiment(folder)
-    model = make_model(experiment.encoder, image_shape, num_classes)
+    return _newest(folder, experiment, make_model(experiment.encoder, image_shape, num_classes))
+
+
+def final_text_state(folder, num_outputs=2):
+    """The newest checkpoint of a run on texts, in host memory."""
+    experiment = read_experiment(folder)
+    shape = (experiment.data.length,)
+    model = make_model(experiment.encoder, shape, num_outputs, experiment.head)
+    return _newest(folder, experiment, model)
+
+
+def _newest(folder, experiment, model):
     optimizer = make_optimizer(experiment.optimizer, 1, 1)  # shapes do not depend on steps
     abstract = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0)))
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
@@ -146,7 +157,7 @@ def last_step(folder):
 def without_speed(folder):
     """A run's metrics but for what differs from run to run."""
     lines = read_metrics(folder / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines]
+    return [{k: v for k, v in line.items() if not k.endswith("_per_s")} for line in lines]
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from tiny import EXPERIMENT
 
-from instahide_jax import InstaHide
+from instahide_jax import InstaHide, NoHiding, TextHide
 from instahide_jax.config import (
     Experiment,
+    TextExperiment,
     differences,
     fingerprint,
     from_json,
@@ -20,11 +21,15 @@ from instahide_jax.config import (
     variants,
 )
 from instahide_jax.data.sources import DataConfig, Mnist5k, PoolHeldOut, TfdsStream
+from instahide_jax.data.text_sources import SyntheticText
+from instahide_jax.encoders import Bert, Head, TanhHead
 from instahide_jax.errors import InputError
-from instahide_jax.optimizers import Cosine, Schedule, Sgd
+from instahide_jax.optimizers import AdamW, Cosine, Linear, Schedule, Sgd
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
 ALL = [f"{path}:{name}" for path in CONFIGS for name in variants(path)]
+TEXTS = [path for path in CONFIGS if isinstance(load_config(str(path)), TextExperiment)]
+IMAGES = [path for path in CONFIGS if path not in TEXTS]
 
 
 def _mark(experiment=EXPERIMENT, identities=("data", ""), version="1"):
@@ -44,10 +49,14 @@ def test_every_variant_builds_and_survives_json(reference):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_file_has_the_four_variants_and_says_how_to_run(path):
+def test_every_file_says_how_to_run(path):
+    assert f"python train.py configs/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda p: p.stem)
+def test_every_file_on_images_has_the_four_variants(path):
     assert {"default", "vanilla", "mixup", "inside", "cross"} <= set(variants(path))
     assert load_config(str(path)) == load_config(f"{path}:inside")
-    assert f"python train.py configs/{path.name}" in path.read_text()
     assert load_config(f"{path}:vanilla").scheme.num_partners == 0
     assert load_config(f"{path}:mixup").scheme.mask == "none"
     cross = load_config(f"{path}:cross")
@@ -55,12 +64,67 @@ def test_every_file_has_the_four_variants_and_says_how_to_run(path):
     assert cross.public_pool is not None
 
 
-def test_variants_differ_in_scheme_and_pool_only():
-    for path in CONFIGS:
+TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [f"{path}:" for path in TEXTS if path.stem != "glue"]
+    + [f"{CONFIGS[0].parent}/glue.py:{task}_" for task in TASKS],
+    ids=lambda p: p.rpartition("/")[2],
+)
+def test_every_task_on_texts_has_the_four_variants(prefix):
+    schemes = {name: load_config(f"{prefix}{name}").scheme for name in ("mix", "intra", "inter")}
+    assert type(load_config(f"{prefix}vanilla").scheme) is NoHiding
+    assert {name: (s.k, s.num_private, s.num_masks) for name, s in schemes.items()} == {
+        "mix": (4, None, 0),
+        "intra": (4, None, schemes["intra"].num_masks),
+        "inter": (4, 2, schemes["intra"].num_masks),
+    }
+    assert schemes["intra"].num_masks in (16, 256)
+    assert load_config(f"{prefix}inter").public_text is not None
+    for path in TEXTS:
+        assert load_config(str(path)).scheme.num_masks
+
+
+def test_glue_carries_the_published_settings():
+    """Learning rate, epochs, masks and dropout of the table of the published code."""
+    expected = {
+        "rte": (2e-5, 15, 16, 0.0),
+        "mrpc": (2e-5, 20, 256, 0.0),
+        "stsb": (2e-5, 20, 256, 0.0),
+        "cola": (1e-5, 30, 256, 0.0),
+        "sst2": (1e-5, 20, 256, 0.4),
+        "qnli": (1e-5, 15, 256, 0.4),
+        "qqp": (1e-5, 15, 256, 0.0),
+        "mnli": (5e-6, 15, 256, 0.4),
+    }
+    for task, (rate, epochs, masks, dropout) in expected.items():
+        e = load_config(f"{CONFIGS[0].parent}/glue.py:{task}_intra")
+        assert (e.optimizer.learning_rate, e.epochs, e.scheme.num_masks) == (rate, epochs, masks)
+        assert (e.encoder.dropout, e.head.dropout, e.head.repeats) == (dropout, dropout, 3)
+        assert (e.batch_size, e.data.length, e.optimizer.clip) == (32, 128, 1.0)
+        assert isinstance(e.optimizer.schedule, Linear)
+        assert e.optimizer.weight_decay == e.optimizer.schedule.warmup_epochs == 0
+    mnli = load_config(f"{CONFIGS[0].parent}/glue.py:mnli_intra").data
+    assert (mnli.test.split, mnli.other_test.split) == (
+        "validation_matched",
+        "validation_mismatched",
+    )
+
+
+def test_variants_differ_in_scheme_and_public_data_only():
+    for path in IMAGES:
         default = load_config(f"{path}:default")
         for name in ("vanilla", "mixup", "cross"):
             other = load_config(f"{path}:{name}")
             assert replace(other, scheme=default.scheme, public_pool=None) == default
+    for path in TEXTS:
+        task = "sst2_" if path.stem == "glue" else ""
+        default = replace(load_config(f"{path}:default"), public_text=None)
+        for name in ("vanilla", "mix", "inter"):
+            other = load_config(f"{path}:{task}{name}")
+            assert replace(other, scheme=default.scheme, public_text=None) == default
 
 
 # Names
@@ -142,7 +206,7 @@ def test_fingerprint_changes_with_any_field_data_and_version():
     [
         {"class": "nowhere:Thing"},
         {"class": "instahide_jax.config:Nothing"},
-        {"class": "instahide_jax.config:Sgd", "learning_rat": 1},
+        {"class": "instahide_jax.optimizers:Sgd", "learning_rat": 1},
         {"class": "os:system", "command": "true"},
         {"class": "builtins:dict"},
         {"class": "nonsense"},
@@ -157,6 +221,9 @@ def test_unreadable_json_is_refused_and_nothing_is_called(value):
 # What is refused
 
 _with = partial(replace, EXPERIMENT)
+TEXT = load_config(f"{CONFIGS[0].parent}/synthetic_text.py")
+_text = partial(replace, TEXT)
+_text_data = partial(replace, TEXT.data)
 WRONG = {
     "epochs is 0": lambda: _with(epochs=0),
     "batch_size is 0": lambda: _with(batch_size=0),
@@ -173,6 +240,26 @@ WRONG = {
     "weight_decay is -1": lambda: Sgd(weight_decay=-1),
     "accumulate is 0": lambda: Sgd(accumulate=0),
     "warmup_epochs is -0.5": lambda: Schedule(warmup_epochs=-0.5),
+    "clip is 0; .* above 0": lambda: AdamW(clip=0),
+    r"b2 is 1; it must lie in \[0, 1\)": lambda: AdamW(b2=1),
+    "epsilon is 0": lambda: AdamW(epsilon=0),
+    "weight_decay is -0.1": lambda: AdamW(weight_decay=-0.1),
+    "images are trained on with InstaHide": lambda: _with(scheme=TextHide.intra()),
+    "texts are trained on with TextHide": lambda: _text(scheme=InstaHide.inside()),
+    "encoder is ConvNet with output None; texts need": lambda: _text(encoder=EXPERIMENT.encoder),
+    "output 'sequence'; texts need": lambda: _text(encoder=Bert(output="sequence")),
+    "data.length is 26; .* positions for 25 tokens": lambda: _text(encoder=Bert(positions=25)),
+    "public_text is not set; .* TextHide.intra": lambda: _text(scheme=TextHide.inter()),
+    "batch_size is 3; mixing 4 private examples": lambda: _text(batch_size=3),
+    "data.validation is 0": lambda: _text_data(validation=0),
+    r"data.buckets are \(20, 14\); they must ascend": lambda: _text_data(buckets=(20, 14)),
+    r"data.buckets are \(26,\); .* data.length=26": lambda: _text_data(buckets=(26,)),
+    "data.metrics is empty": lambda: _text_data(metrics=()),
+    "head.dropout is 1": lambda: Head(dropout=1),
+    "head.repeats is 0": lambda: TanhHead(repeats=0),
+    "count is 0": lambda: SyntheticText(count=0),
+    r"shortest is 9; .* \[1, longest=8\]": lambda: SyntheticText(shortest=9, longest=8),
+    r"truth is 0.4; .* \[0.5, 1\]": lambda: SyntheticText(truth=0.4),
     "give both or neither": lambda: Mnist5k(mean=(0.5,)),
     "streamed data set are not measured": lambda: TfdsStream(),
 }

@@ -16,11 +16,10 @@ from instahide_jax import InstaHide, NoHiding, encrypt
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import Dataset, Statistics
 from instahide_jax.encoders import ConvNet, Variables
-from instahide_jax.optimizers import Cosine, Schedule, Sgd, StepDecay
 from instahide_jax.image_evaluation import make_evaluate
 from instahide_jax.image_step import make_hide
 from instahide_jax.image_task import feeds
-from instahide_jax.optimizers import make_optimizer
+from instahide_jax.optimizers import Cosine, Schedule, Sgd, StepDecay, make_optimizer
 
 PARTNERS = ("dataset", "batch")
 
@@ -194,8 +193,8 @@ def test_loop_moves_no_data_and_ends_where_steps_by_hand_do():
         for feed in _feeds(run, 0, 10):
             state, _ = run.step(state, run.keys, feed.private, run.pool)
             seen.append(feed.step)
+        private = feed.private._replace(images=run.data.images)
         with pytest.raises(Exception, match=r"[Dd]isallowed"):
-            private = feed.private._replace(images=run.data.images)
             run.step(state, run.keys, private, run.pool)
     assert seen == list(range(10))
     chex.assert_trees_all_equal(*jax.device_get((state.params, expected.params)))

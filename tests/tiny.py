@@ -16,10 +16,9 @@ from instahide_jax.config import ImageExperiment
 from instahide_jax.data.embedded import Arrays, make_arrays
 from instahide_jax.data.sources import Mnist5k, PoolFile
 from instahide_jax.encoders import ConvNet, EncoderConfig, make_model
-from instahide_jax.optimizers import Schedule, Sgd
-from instahide_jax.parallel import make_mesh, replicated
 from instahide_jax.image_step import Private, make_hide, make_take, plan_pass
-from instahide_jax.optimizers import make_optimizer
+from instahide_jax.optimizers import Schedule, Sgd, make_optimizer
+from instahide_jax.parallel import make_mesh, replicated
 from instahide_jax.training import Keys, TrainState, init_state, make_train_step
 
 CLASSES = 4

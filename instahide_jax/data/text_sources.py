@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from instahide_jax.data.glue import glue_task
 from instahide_jax.data.sources import held_out_rows
 from instahide_jax.data.texts import Texts, make_texts, read_table, texts_from_tfds
 from instahide_jax.data.tokenize import Tokenizer, encode, load_tokenizer, word_tokenizer
@@ -50,6 +51,10 @@ class TfdsText(TextSource):
     label: str = "label"
     unlabelled: bool = False
     data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name.startswith("glue/"):
+            glue_task(self.name.removeprefix("glue/").partition(":")[0])  # refuses unknown ones
 
     def read(self) -> Texts:
         return texts_from_tfds(
@@ -144,7 +149,7 @@ class SyntheticText(TextSource):
                 math.comb(length, said) * self.share**said * (1 - self.share) ** (length - said)
             )
             for truths in range(said + 1):
-                chance = math.comb(said, truths)
+                chance = float(math.comb(said, truths))
                 chance *= self.truth**truths * (1 - self.truth) ** (said - truths)
                 right += weight * chance * (0.5 if 2 * truths == said else float(2 * truths > said))
         return right
