@@ -70,8 +70,11 @@ def make_texts(
         or hidden (-1; for regression: all of them) without `unlabelled`.
     """
     labels = np.asarray(labels)
+    _check_strings("class names", class_names)
     names = tuple(class_names)
-    _check_names(names)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"class {twice!r} is named twice: name every class once")
     parts = [("texts", first)] if second is None else [("first texts", first), ("second", second)]
     for what, part in parts:
         _check_strings(what, part)
@@ -86,13 +89,6 @@ def make_texts(
     firsts = tuple(first)
     seconds = None if second is None else tuple(second)
     return Texts(firsts, seconds, checked, names, _identity(firsts, seconds, checked))
-
-
-def _check_names(names: tuple[str, ...]) -> None:
-    _check_strings("class names", names)
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"class {twice!r} is named twice: name every class once")
 
 
 def _check_strings(what: str, values: Sequence[str]) -> None:
