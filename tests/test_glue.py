@@ -142,10 +142,10 @@ def test_texts_are_kept_as_they_are(tmp_path: Path) -> None:
         splits, _ = read_glue(GLUE[name], write(tmp_path / name, TINY[name]))
         return [example[GLUE[name].text] for example in splits[split]]
 
-    assert first("cola") == ['The sailors rode the breeze "clear.', "He éat", "Yes."]
+    assert first("cola") == ['"The sailors rode the breeze clear.', "He éat", "Yes."]
     assert first("sst2") == ["hide new secretions ", "日本 🎬"]
     assert first("sst2", "test") == ["uneasy mishmash", ""]
-    assert first("mrpc") == ['A "x.', "C"]
+    assert first("mrpc") == ['"A x.', "C"]
 
 
 def test_rows_that_tfds_leaves_out(tmp_path: Path) -> None:
@@ -155,6 +155,9 @@ def test_rows_that_tfds_leaves_out(tmp_path: Path) -> None:
         {"question1": "", "question2": "F?", "label": 0, "idx": 3},
     ]
     assert notes[0] == "left out 2 rows of train.tsv without text or label"
+    splits, notes = read_glue(GLUE["mrpc"], write(tmp_path / "mrpc", TINY["mrpc"]))
+    assert [example["idx"] for example in splits["train"]] == [0, 2]
+    assert notes[0] == "left out 1 rows of train.tsv without text or label"
 
 
 @pytest.mark.parametrize("inner", ["", "SST-2", "glue_data/SST-2"])

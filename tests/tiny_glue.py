@@ -8,7 +8,7 @@ PAIR = "index\tgenre\tsentence1\tsentence2"
 # What the test files of every task look like: header, training rows, test header, test rows.
 TINY: dict[str, dict[str, str]] = {
     "cola": {
-        "train.tsv": 'gj04\t1\t\tThe sailors rode the breeze "clear.\n'
+        "train.tsv": 'gj04\t1\t\t"The sailors rode the breeze clear.\n'
         "bc\t0\t*\tHe éat\ngj\t1\t\tYes.\n",
         "dev.tsv": "gj04\t0\t*\tThem go.\n",
         "test.tsv": "index\tsentence\n0\tBill whistled.\n",
@@ -20,7 +20,7 @@ TINY: dict[str, dict[str, str]] = {
     },
     "mrpc": {
         "train.tsv": "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
-        '1\t7\t8\tA "x.\tB\n0\t9\t1\tC\tD\n',
+        '1\t7\t8\t"A x.\tB\n1\t5\t5\tends early\n0\t9\t1\tC\tD\n',
         "dev.tsv": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t2\t3\tE\tF\n",
         "test.tsv": "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t4\t5\tG\tH\n",
     },
