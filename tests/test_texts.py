@@ -1,6 +1,7 @@
 """instahide_jax.data.texts: texts of tables and TFDS splits, their identity, what is refused."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from instahide_jax.data import texts as texts_module
 from instahide_jax.data.texts import Texts, make_texts, read_table, texts_from_tfds
 from instahide_jax.errors import InputError
 
@@ -318,6 +320,27 @@ def test_tfds_slices_and_numbers(prepared: str) -> None:
     assert texts.first == tuple(UNICODE[1:4])
     assert (texts.labels.dtype, texts.labels.tolist()) == (np.float32, [0.5, 1.0, 1.5])
     assert (texts.num_classes, texts.second) == (None, None)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_tfds_batches_are_joined(
+    prepared: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts_module, "_BATCH", batch)
+    texts = texts_from_tfds("tiny", "train", text="s", label="score", data_dir=prepared)
+    assert texts.first == tuple(UNICODE)
+    assert texts.labels.tolist() == [0.0, 0.5, 1.0, 1.5, 2.0]
+
+
+def test_a_damaged_record_file(prepared: str, tmp_path: Path) -> None:
+    copied = shutil.copytree(prepared, tmp_path / "copied")
+    file = next(copied.rglob("*-train.array_record*"))
+    file.write_bytes(b"x" * file.stat().st_size)
+    with pytest.raises(
+        InputError,
+        match=r"^tiny\[train\]: records 0 to 4 cannot be decoded .*: prepare tiny again$",
+    ):
+        texts_from_tfds("tiny", "train", text="s", label="y", data_dir=str(copied))
 
 
 def test_tfds_texts_without_labels(prepared: str) -> None:
