@@ -143,6 +143,7 @@ def _numbers(labels: np.ndarray, unlabelled: bool) -> np.ndarray:
 def _identity(first: tuple[str, ...], second: tuple[str, ...] | None, labels: np.ndarray) -> str:
     digest = hashlib.sha256()
     for part in (first,) if second is None else (first, second):
+        digest.update(f"{len(part)} texts ".encode())
         for text in part:
             data = text.encode()
             digest.update(f"{len(data)} ".encode())  # the length first: no other texts read alike
