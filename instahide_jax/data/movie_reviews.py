@@ -134,14 +134,14 @@ def _members(data: bytes, where: str, names: Sequence[str]) -> dict[str, bytes]:
     """Files of a tar archive by their names, whatever folder they are in."""
     found = {}
     try:
-        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
                 stream = archive.extractfile(member) if name in names else None
                 if stream is not None:
                     found[name] = stream.read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise InputError(f"cannot read {where} as a tar archive: {error}; get it anew") from error
+        raise InputError(f"cannot read {where} as .tar.gz: {error}; get it anew") from error
     missing = [name for name in names if name not in found]
     if missing:
         raise InputError(f"{where} holds no file {', '.join(missing)}; get it anew")

@@ -19,6 +19,9 @@ from instahide_jax.data.tfds_io import open_builder, split_files
 from instahide_jax.errors import InputError
 
 UNLABELLED = -1  # the label of a text whose label is hidden or unknown, as in TFDS
+# Records read at once. One by one takes the longer the more a file holds: measured 600 a second of
+# MNLI's 392,702 pairs, in batches 12,000.
+_BATCH = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +73,11 @@ def make_texts(
         or hidden (-1; for regression: all of them) without `unlabelled`.
     """
     labels = np.asarray(labels)
+    _check_strings("class names", class_names)
     names = tuple(class_names)
-    _check_names(names)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"class {twice!r} is named twice: name every class once")
     parts = [("texts", first)] if second is None else [("first texts", first), ("second", second)]
     for what, part in parts:
         _check_strings(what, part)
@@ -86,13 +92,6 @@ def make_texts(
     firsts = tuple(first)
     seconds = None if second is None else tuple(second)
     return Texts(firsts, seconds, checked, names, _identity(firsts, seconds, checked))
-
-
-def _check_names(names: tuple[str, ...]) -> None:
-    _check_strings("class names", names)
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"class {twice!r} is named twice: name every class once")
 
 
 def _check_strings(what: str, values: Sequence[str]) -> None:
@@ -326,11 +325,15 @@ def texts_from_tfds(
     source = builder.as_data_source(split)
     texts: dict[str, list[str]] = {column: [] for column in columns}
     labels: list[float] = []
-    for index in tqdm(range(total), desc=f"{name}[{split}]", unit=" texts", delay=1):
-        with decoding(f"{name}[{split}]: record {index}", f"prepare {name} again"):
-            record = source[index]
-            for column in columns:
-                texts[column].append(record[column].decode())
+    for start in tqdm(range(0, total, _BATCH), desc=f"{name}[{split}]", unit=" batches", delay=1):
+        stop = min(start + _BATCH, total)
+        where, remedy = f"{name}[{split}]: record", f"prepare {name} again"
+        with decoding(f"{where}s {start} to {stop - 1}", remedy):
+            records = source.__getitems__(range(start, stop))
+        for index, record in enumerate(records, start):
+            with decoding(f"{where} {index}", remedy):
+                for column in columns:
+                    texts[column].append(record[column].decode())
             labels.append(UNLABELLED if label is None else record[label])
     return make_texts(
         texts[text],
