@@ -53,7 +53,7 @@ def scored(place, finished):
 
 def test_a_run_leaves_what_it_promises(finished):
     folder, out, err = finished
-    assert "120 private images" in out
+    assert "120 private examples" in out
     assert f"Done: {STEPS} steps" in out
     assert "Warning" not in err
     for name in ("samples.png", "curves.png"):
