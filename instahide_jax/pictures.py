@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -44,24 +43,26 @@ def save_samples(path: Path, columns: dict[str, np.ndarray], labels: list[str], 
 
 
 def save_curves(path: Path, metrics_file: Path, title: str) -> None:
-    """Loss and accuracy over steps, from metrics.jsonl."""
+    """Losses over steps beside all other scores, from metrics.jsonl."""
     lines = read_metrics(metrics_file)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    curves: list[tuple[Any, str, str]] = [
-        (left, "train_loss", "training (hidden)"),
-        (left, "validation_loss", "validation (plain)"),
-        (right, "train_accuracy", "training (hidden, heaviest class)"),
-        (right, "validation_accuracy", "validation (plain)"),
-    ]
-    for axes, name, label in curves:
+    parts = {"train": "training (hidden)", "validation": "validation"}
+    names = dict.fromkeys(name for line in lines for name in line)
+    for name in names:
+        part, _, score = name.partition("_")
+        if part not in parts:
+            continue
+        axes = left if score == "loss" else right
+        label = parts[part] if score == "loss" else f"{score}, {parts[part]}"
         points = [(line["step"], line[name]) for line in lines if name in line]
-        axes.plot(*zip(*points, strict=True) if points else ([], []), label=label)
+        axes.plot(*zip(*points, strict=True), label=label)
+    for axes, name in ((left, "loss"), (right, "score")):
         axes.set_xlabel("step")
+        axes.set_ylabel(name)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    left.set_ylabel("cross-entropy (nats)")
-    right.set_ylabel("accuracy")
+        if axes.lines:
+            axes.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
 

@@ -19,7 +19,15 @@ from instahide_jax.encoders import ConvNet, Variables
 from instahide_jax.image_evaluation import make_evaluate
 from instahide_jax.image_step import make_hide
 from instahide_jax.image_task import feeds
-from instahide_jax.optimizers import Cosine, Schedule, Sgd, StepDecay, make_optimizer
+from instahide_jax.optimizers import (
+    AdamW,
+    Cosine,
+    Linear,
+    Schedule,
+    Sgd,
+    StepDecay,
+    make_optimizer,
+)
 
 PARTNERS = ("dataset", "batch")
 
@@ -267,6 +275,8 @@ def _rates(config, steps_per_epoch, total):
             StepDecay(warmup_epochs=0.5, boundaries=(2, 4), factor=0.5),
             {0: 0, 4: 0.16, 5: 0.2, 19: 0.2, 21: 0.1, 39: 0.1, 41: 0.05},
         ),
+        (Linear(), {0: 0.2, 15: 0.15, 30: 0.1, 59: 0.2 / 60}),
+        (Linear(warmup_epochs=1), {0: 0, 5: 0.1, 10: 0.2, 35: 0.1, 59: 0.2 / 50}),
         (Cosine(), {0: 0.2, 15: 0.1 * (1 + 2**-0.5), 30: 0.1, 45: 0.1 * (1 - 2**-0.5)}),
         (Cosine(warmup_epochs=2), {0: 0, 10: 0.1, 20: 0.2, 40: 0.1, 59: 0.2 * 0.00154133}),
     ],
@@ -311,6 +321,24 @@ def test_momentum_and_coupled_weight_decay(nesterov):
         velocity = 0.9 * velocity + decayed
         value -= 0.1 * (decayed + 0.9 * velocity if nesterov else velocity)
     assert float(parameter) == pytest.approx(value, abs=1e-6)
+
+
+def test_adamw_with_decoupled_decay_and_clipped_gradients():
+    config = AdamW(0.1, weight_decay=0.5, clip=2.0, schedule=Schedule())
+    optimizer = make_optimizer(config, 10, 60)
+    value = np.array([2.0, -1.0])
+    mean, square = np.zeros(2), np.zeros(2)
+    parameter = jnp.asarray(value)
+    state = optimizer.init(parameter)
+    for t, gradient in enumerate(([3.0, 4.0], [0.5, 0.0], [-6.0, 8.0]), 1):
+        updates, state = optimizer.update(jnp.asarray(gradient), state, parameter)
+        parameter = optax.apply_updates(parameter, updates)
+        clipped = np.array(gradient) * min(1.0, 2.0 / np.linalg.norm(gradient))
+        mean = 0.9 * mean + 0.1 * clipped
+        square = 0.999 * square + 0.001 * clipped**2
+        step = mean / (1 - 0.9**t) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
+        value = value - 0.1 * (step + 0.5 * value)
+        np.testing.assert_allclose(parameter, value, atol=1e-5)
 
 
 # Evaluation
