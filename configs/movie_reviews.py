@@ -9,10 +9,12 @@
 (Hutto and Gilbert, 2014); the label is the sign of the mean rating, at least 0.5 from 0. 2,000 are
 held out for the test. They overlap with SST-2: never train on the one and test on the other.
 
-Variants: default (= intra), vanilla, mix, intra, inter (public text: tweets of the same source).
-Measured accuracies are in README.md.
+Variants: default (= intra), vanilla, mix, intra, inter (public text: tweets of the same source),
+and with the sentences of SST-2 instead (`instahide prepare glue/sst2 --source FOLDER`, from files
+whose test sentences have labels) sst2_vanilla and sst2_intra. Measured accuracies are in README.md.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from instahide_jax import NoHiding, TextHide
@@ -76,3 +78,18 @@ def inter() -> TextExperiment:
     """TextHide across data sets, k=4, 16 masks; tweets are the public text."""
     public = TfdsText("movie_reviews", "tweets", text="text", unlabelled=True)
     return _experiment(TextHide.inter(k=4, num_masks=16), public_text=public)
+
+
+def _on_sst2(experiment: TextExperiment) -> TextExperiment:
+    train, test = TfdsText("glue/sst2", "train"), TfdsText("glue/sst2", "test")
+    return replace(experiment, data=replace(experiment.data, train=train, test=test))
+
+
+def sst2_vanilla() -> TextExperiment:
+    """SST-2, nothing is hidden."""
+    return _on_sst2(vanilla())
+
+
+def sst2_intra() -> TextExperiment:
+    """SST-2, TextHide intra, k=4, 16 masks."""
+    return _on_sst2(intra())

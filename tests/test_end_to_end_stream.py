@@ -46,7 +46,7 @@ def finished(place):
 
 def test_a_streamed_run_leaves_what_it_promises(finished):
     folder, out = finished
-    assert "48 private images" in out
+    assert "48 private examples" in out
     assert f"Done: {STEPS} steps" in out
     assert last_step(folder) == STEPS
     for name in ("samples.png", "curves.png"):
@@ -91,7 +91,7 @@ def test_a_streamed_run_is_scored(place, finished):
     [
         (("--partners", "dataset"), "partners 'dataset' needs data in memory; a stream needs"),
         (("--data.test", "tset"), "tset"),
-        (("--batch-size", "56"), "batch_size is 56, more than the 48 training images; lower it"),
+        (("--batch-size", "56"), "batch_size is 56, more than the 48 training examples; lower it"),
     ],
 )
 def test_what_a_stream_cannot_do_is_one_line(place, call, monkeypatch, arguments, message):
