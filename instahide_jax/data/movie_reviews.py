@@ -73,7 +73,7 @@ def read_movie_reviews(
 ) -> dict[str, Rated]:
     """Read the splits train, test, tweets and editorials, in the order of the files.
 
-    train and test are the film reviews with |rating| >= 0.5, divided by `is_test`; the other two
+    train and test are the film reviews with |rating| >= 0.5, divided by `choose_test`; the other two
     are public texts without labels.
 
     Args:
