@@ -67,7 +67,7 @@ def test_hold_out_of_nothing_and_too_much():
     kept, held = hold_out(arrays, 0)
     assert (kept.identity, len(held.labels)) == (arrays.identity, 0)
     for count in (-1, 8, 9):
-        with pytest.raises(InputError, match=f"{count} images .* of 8; hold out at most 7"):
+        with pytest.raises(InputError, match=rf"{count} examples .* of 8; hold out at most 7"):
             hold_out(arrays, count)
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tqdm import tqdm
 
 from instahide_jax.errors import InputError
 
 _PADDING = ("[PAD]", "<pad>")
+_PART = 1000  # texts
 
 
 def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokenizer:
@@ -87,19 +89,21 @@ def encode(
         )
     padding = _padding_id(tokenizer)
     inputs: Any = list(texts) if second is None else list(zip(texts, second, strict=True))
+    columns = {name: np.zeros((len(inputs), length), np.int32) for name in ("ids", "types", "mask")}
     tokenizer.enable_truncation(length, strategy="longest_first")
     tokenizer.enable_padding(length=length, pad_id=padding)
     try:
-        rows = tokenizer.encode_batch(inputs)
+        # In parts: as Python's integers, the tokens take ten times the memory of the arrays.
+        for start in tqdm(range(0, len(inputs), _PART), "tokenize", unit=" thousand", delay=2):
+            part = slice(start, start + _PART)
+            rows = tokenizer.encode_batch(inputs[part])
+            columns["ids"][part] = [row.ids for row in rows]
+            columns["types"][part] = [row.type_ids for row in rows]
+            columns["mask"][part] = [row.attention_mask for row in rows]
     finally:
         tokenizer.no_truncation()
         tokenizer.no_padding()
-    columns = {
-        "ids": [row.ids for row in rows],
-        "types": [row.type_ids for row in rows],
-        "mask": [row.attention_mask for row in rows],
-    }
-    return {n: np.array(c, np.int32).reshape(len(rows), length) for n, c in columns.items()}
+    return columns
 
 
 def word_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
