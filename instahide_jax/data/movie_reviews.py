@@ -73,8 +73,8 @@ def read_movie_reviews(
 ) -> dict[str, Rated]:
     """Read the splits train, test, tweets and editorials, in the order of the files.
 
-    train and test are the film reviews with |rating| >= 0.5, divided by `choose_test`; the other two
-    are public texts without labels.
+    train and test are the film reviews with |rating| >= 0.5, divided by `choose_test`; the other
+    two are public texts without labels.
 
     Args:
       source: vaderSentiment-3.3.2.tar.gz. Nothing is unpacked to the disk.

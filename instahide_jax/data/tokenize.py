@@ -95,11 +95,11 @@ def encode(
     try:
         # In parts: as Python's integers, the tokens take ten times the memory of the arrays.
         for start in tqdm(range(0, len(inputs), _PART), "tokenize", unit=" thousand", delay=2):
-            part = slice(start, start + _PART)
-            rows = tokenizer.encode_batch(inputs[part])
-            columns["ids"][part] = [row.ids for row in rows]
-            columns["types"][part] = [row.type_ids for row in rows]
-            columns["mask"][part] = [row.attention_mask for row in rows]
+            place = slice(start, start + _PART)
+            rows = tokenizer.encode_batch(inputs[place])
+            columns["ids"][place] = [row.ids for row in rows]
+            columns["types"][place] = [row.type_ids for row in rows]
+            columns["mask"][place] = [row.attention_mask for row in rows]
     finally:
         tokenizer.no_truncation()
         tokenizer.no_padding()
