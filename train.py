@@ -86,7 +86,7 @@ def main() -> None:
         done, work = feed.step + 1, work + feed.work
         bar.update()
         if done % experiment.log_every == 0 or done == total_steps:
-            values = {name: float(metrics[name]) for name in sorted(metrics, reverse=True)}
+            values = {n: float(metrics[n]) for n in ("loss", "accuracy") if n in metrics}
             if not np.isfinite(values["loss"]):
                 raise InputError(
                     f"the loss is {values['loss']} at step {done}; checkpoints up to step "
