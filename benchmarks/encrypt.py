@@ -2,11 +2,13 @@
 
     python benchmarks/encrypt.py [--devices 1]
 
-Each case runs in a process of its own, in which four things alternate: a pass of `encrypt` over a
+Each case runs in a process of its own, in which five things alternate: a pass of `encrypt` over a
 set in memory (partners drawn anew for the pass, ChaCha20 keys per row, uint8 in, float32 out), the
-same amount of work by `published`, first on the whole set at once, as the published code hides it
-(`generate_sample` loads the training set as one batch), then in batches that stay in the cache, and
-a plain copy of as many bytes as `encrypt` must read and write (k + 4 bytes per value). Each is done
+same pass without anything random (partners and coefficients given, no signs: what mixing alone
+takes), the same amount of work by `published`, first on the whole set at once, as the published
+code hides it (`generate_sample` loads the training set as one batch), then in batches that stay in
+the cache, and a plain copy of as many bytes as `encrypt` must read and write (k + 4 bytes per
+value). Each is done
 twice in a row and the second time counts: the first pays for memory that the one before has given
 back. Printed are medians over the repetitions, the median ratios of neighbouring passes, and the
 growth of the process's peak memory during each.
@@ -32,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instahide_jax import InstaHide, SecretKey, encrypt, secret_key
+from instahide_jax.mixing import mix
 from instahide_jax.parallel import device_map, make_mesh, replicated
 
 # name: (scheme, side, images in the set, batch of encrypt per device, batch of the NumPy version)
@@ -119,6 +122,35 @@ def hidden_pass(
     return run
 
 
+def mixing_pass(
+    scheme: InstaHide, batch: int, images: np.ndarray, public: np.ndarray
+) -> Callable[[], None]:
+    """A pass that mixes and standardises and does nothing else: a bound for `hidden_pass`."""
+    mesh = make_mesh()
+    rng = np.random.default_rng(SEED)
+    order = np.stack([rng.permutation(len(images)) for _ in range(scheme.k)], axis=1)
+    coefficients = rng.dirichlet(np.ones(scheme.k), len(images)).astype(np.float32)
+    given = (images, public, order.astype(np.int32), coefficients)
+    on_devices = jax.device_put(given, replicated(mesh))
+
+    def mix_rows(shared: Any, rows: jax.Array) -> jax.Array:
+        images, public, order, coefficients = shared
+        chosen = order[rows]
+        sources = [images] * scheme.private_slots + [public] * scheme.num_public
+        parts = [source[chosen[:, i]] for i, source in enumerate(sources)]
+        return (mix(coefficients[rows], parts) - 127.5) * (1 / 127.5)
+
+    @jax.jit
+    def mixed(start: jax.Array, given: Any) -> jax.Array:
+        return device_map(mix_rows, mesh)(given, start + jnp.arange(batch))
+
+    def run() -> None:
+        for start in range(0, len(images) // batch * batch, batch):
+            jax.block_until_ready(mixed(np.int32(start), on_devices))
+
+    return run
+
+
 def peak_memory() -> float:
     """Peak resident memory of this process so far, MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -133,7 +165,7 @@ def forget_peak() -> None:
 
 
 def measure(name: str, devices: int) -> dict[str, Any]:
-    """All four for one case."""
+    """All five for one case."""
     jax.config.update("jax_num_cpu_devices", devices)
     scheme, side, size, batch_per_device, numpy_batch = CASES[name]
     batch = batch_per_device * devices
@@ -143,13 +175,16 @@ def measure(name: str, devices: int) -> dict[str, Any]:
     chunk = np.zeros((scheme.k + 4) * images[0].size * batch // 2, np.uint8)
     target = np.ones_like(chunk)
     hide = hidden_pass(scheme, batch, images, labels, images[::-1])
+    mix_only = mixing_pass(scheme, batch, images, images[::-1])
     hide(secret_key())  # compiles
+    mix_only()
     # Standardised float32 pools, as the published code keeps them.
     pool = (images.astype(np.float32) / 255 - 0.5) / 0.5
     one_hot = np.eye(10, dtype=np.float32)[labels]
     naive = partial(published, rng, pool, one_hot, pool[::-1], scheme)
     works: dict[str, tuple[Callable[[], Any], int]] = {
         "encrypt": (lambda: hide(secret_key()), size // batch * batch),
+        "mixing": (mix_only, size // batch * batch),
         "at once": (partial(naive, size), size),
         "in batches": (partial(naive, numpy_batch), size),
         "copy": (partial(np.copyto, target, chunk), batch),
@@ -170,6 +205,7 @@ def measure(name: str, devices: int) -> dict[str, Any]:
         "ratio": {
             work: float(np.median(np.divide(rates["encrypt"], rates[work]))) for work in works
         },
+        "mixing_to_numpy": float(np.median(np.divide(rates["mixing"], rates["at once"]))),
         "set_mb": images.nbytes / 2**20,
         "encrypt_mb": max(growths["encrypt"]),
         "numpy_mb": max(growths["at once"]) + pool.nbytes / 2**20,
@@ -188,13 +224,16 @@ def main() -> None:
         f"{platform.machine()}, {arguments.devices} CPU device(s), jax {jax.__version__}, "
         f"seed {SEED}; images/s, in brackets the ratio of encrypt to it; MB"
     )
-    columns = ("encrypt", "NumPy at once", "NumPy, batches", "copy")
+    print("in the column of mixing, the ratio of mixing alone to NumPy at once")
+    columns = ("encrypt", "mixing alone", "NumPy at once", "NumPy, batches", "copy")
     print(f"{'':21}", *(f"{c:>15}" for c in columns), f"{'set':>5} {'encrypt +':>9} {'NumPy +':>8}")
     for name in CASES:
         command = [sys.executable, __file__, "--case", name, "--devices", str(arguments.devices)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         m = json.loads(output.splitlines()[-1])
         cells = [f"{m['rate']['encrypt']:>15,.0f}"]
+        bound = f"({m['mixing_to_numpy']:.1f})"
+        cells.append(f"{m['rate']['mixing']:>8,.0f} {bound:>6}")
         for work in ("at once", "in batches", "copy"):
             ratio = f"({m['ratio'][work]:.2g})" if work == "copy" else f"({m['ratio'][work]:.1f})"
             cells.append(f"{m['rate'][work]:>8,.0f} {ratio:>6}")
