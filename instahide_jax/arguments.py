@@ -22,7 +22,7 @@ T = TypeVar("T")
 # On a stream that is no terminal tyro prints a box as plain text: title, rule, then sections that
 # are parted by rules.
 _RULE = re.compile(r"^ +-{3,} *$")
-_OPTION = re.compile(r"^ +(?:-\w, )?(--[\w.-]+)(?:, (--[\w.-]+))?", re.MULTILINE)
+_OPTION = re.compile(r"^ +(?:-\w, )?(--\w[\w.-]*)(?:, (--\w[\w.-]*))?", re.MULTILINE)
 
 
 def parse_args(
@@ -144,25 +144,26 @@ def _describe_unknown(
 
 def _options(parser: Any, default: Any, prog: str) -> list[str]:
     """All long options, as the help text lists them."""
-    with _captured() as (stdout, _), contextlib.suppress(SystemExit):
+    # On a wide terminal the groups of options would stand side by side.
+    with _captured(columns=100) as (stdout, _), contextlib.suppress(SystemExit):
         _cli(parser, ["--help"], default, prog)
     return [name for pair in _OPTION.findall(stdout.getvalue()) for name in pair if name]
 
 
 @contextlib.contextmanager
-def _captured() -> Iterator[tuple[io.StringIO, io.StringIO]]:
-    """Hold back stdout and stderr, on a terminal so wide that no line is broken."""
+def _captured(columns: int = 10_000) -> Iterator[tuple[io.StringIO, io.StringIO]]:
+    """Hold back stdout and stderr, on a terminal by default so wide that no line is broken."""
     stdout, stderr = io.StringIO(), io.StringIO()
-    columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "10000"
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(columns)
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             yield stdout, stderr
     finally:
-        if columns is None:
+        if before is None:
             del os.environ["COLUMNS"]
         else:
-            os.environ["COLUMNS"] = columns
+            os.environ["COLUMNS"] = before
 
 
 def _sections(box: str) -> tuple[str, list[list[str]]]:
