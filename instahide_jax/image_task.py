@@ -20,6 +20,7 @@ from instahide_jax.errors import InputError
 from instahide_jax.hiding import NoHiding
 from instahide_jax.image_evaluation import evaluate_split, make_evaluate
 from instahide_jax.image_step import Pass, Private, make_hide, make_take, plan_pass
+from instahide_jax.instahide import InstaHide
 from instahide_jax.parallel import replicated, sharded
 from instahide_jax.pictures import save_samples
 from instahide_jax.task import Feed, Task, Validation
@@ -146,8 +147,8 @@ def _save_first_batch(
 ) -> None:
     """samples.png: the first images as they are, mixed, and as the encoder sees them."""
     schemes = {"original": NoHiding(scheme.num_classes, scheme.mean, scheme.std)}
-    if scheme.num_partners or scheme.num_public:
-        schemes |= {"mixture": replace(scheme, mask="none"), "encryption": scheme}  # type: ignore[call-arg]
+    if isinstance(scheme, InstaHide):
+        schemes |= {"mixture": replace(scheme, mask="none"), "encryption": scheme}
 
     def first(keys: Keys, private: Private, pool: Any) -> Any:
         step = jnp.zeros((), jnp.int32)

@@ -129,6 +129,7 @@ def _correlation(function: Callable[..., object], labels: np.ndarray, outputs: n
     with warnings.catch_warnings():
         # Of numbers that differ in the last digits alone: SciPy warns, its result still stands.
         warnings.simplefilter("ignore")
+        # SciPy names no type for its results.
         value = float(function(labels, outputs).statistic)  # type: ignore[attr-defined]
     return 0.0 if math.isnan(value) else value
 

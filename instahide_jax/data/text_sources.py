@@ -178,7 +178,7 @@ class TextData:
 
     Sentences are computed at the length of the first of `buckets` that holds all of their batch, so
     short ones do not pay for long ones, and there is one compiled program per bucket. The order of
-    training puts sentences of like length together (see `texts.plan_pass`).
+    training puts sentences of like length together (see `text_step.plan_pass`).
 
     Attributes:
       train: the training texts.
