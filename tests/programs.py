@@ -154,6 +154,11 @@ def last_step(folder):
     return int(lines[-1]["step"]) if lines else 0
 
 
+def whole_checkpoints(folder):
+    """Steps whose checkpoints are complete: the folder of one that is being saved has a suffix."""
+    return [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
+
+
 def without_speed(folder):
     """A run's metrics but for what differs from run to run."""
     lines = read_metrics(folder / "metrics.jsonl")

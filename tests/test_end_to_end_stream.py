@@ -12,7 +12,15 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from programs import Place, assert_same_state, call, final_state, last_step, without_speed
+from programs import (
+    Place,
+    assert_same_state,
+    call,
+    final_state,
+    last_step,
+    whole_checkpoints,
+    without_speed,
+)
 
 from instahide_jax import cli
 
@@ -65,10 +73,9 @@ def test_a_killed_streamed_run_ends_as_one_that_was_not(place, finished):
     shutil.copy(finished[0].with_name("finished.secret"), place.folder / "killed.secret")
     threshold = rng.randint(8, STEPS // 2)
     process = place.start(*RUN, "killed")
-    saved = folder / "checkpoints"
     while process.poll() is None:
         # Saving takes longer than a few of these steps.
-        if last_step(folder) >= threshold and list(saved.glob("[0-9]*")):
+        if last_step(folder) >= threshold and whole_checkpoints(folder):
             break
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)

@@ -5,9 +5,18 @@ import random
 import re
 import shutil
 import signal
+import time
 
 import pytest
-from programs import Place, assert_same_state, call, final_text_state, last_step, without_speed
+from programs import (
+    Place,
+    assert_same_state,
+    call,
+    final_text_state,
+    last_step,
+    whole_checkpoints,
+    without_speed,
+)
 
 from instahide_jax.encoders.bert_folder import from_folder, load_params
 from instahide_jax.metrics import read_metrics
@@ -135,16 +144,19 @@ def test_killed_runs_end_as_one_that_was_not(place, finished):
     folder = place.folder / "killed"
     shutil.copy(finished[0].with_name("finished.secret"), place.folder / "killed.secret")
     arguments = ("train.py", "tiny.py", "--workdir", "killed")
-    for _ in range(2):
+    for kill in range(2):
         threshold = last_step(folder) + rng.randint(1, 12)
         process = place.start(*arguments)
         while last_step(folder) < min(threshold, STEPS) and process.poll() is None:
-            pass
+            time.sleep(0.001)
+        while kill == 1 and not whole_checkpoints(folder) and process.poll() is None:
+            time.sleep(0.001)  # so that there is something to resume from at the end
         process.send_signal(signal.SIGKILL)
         _, err = process.communicate()
         assert process.returncode in (-signal.SIGKILL, 0), err
-    code, _, err = place.run(*arguments)
+    code, out, err = place.run(*arguments)
     assert code == 0, err
+    assert "Resuming at step" in out
     assert_same_state(final_text_state(finished[0]), final_text_state(folder))
     assert without_speed(folder) == without_speed(finished[0])
 
