@@ -14,8 +14,10 @@ from instahide_jax import prng
 # accepts one candidate in fifty is cut off once in 1e9 rows; the published laws accept one in three
 # or more.
 MAX_ROUNDS = 256
-# A redraw is for few rows but costs all of them: try several times the candidates at once.
+# A round of a redraw tries several times the candidates of the first draw at once, and is for a
+# quarter of the rows, since few are left: under the published laws one turn does for most batches.
 _CANDIDATES_FACTOR = 4
+_REDRAWN_SHARE = 4
 
 
 class CoefficientLaw(NamedTuple):
@@ -62,20 +64,27 @@ def draw_coefficients(
     coefficients, accepted = _first_accepted(first_words, law)
     num_words = _CANDIDATES_FACTOR * law.words_per_round
     num_blocks = prng.blocks_of(num_words)
+    rows_per_turn = -(-keys.size // _REDRAWN_SHARE)
 
     def redraw(
         carry: tuple[jax.Array, jax.Array, jax.Array],
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        turn, kept, done = carry
-        words = prng.row_bits(keys, num_words, next_block + turn * jnp.uint32(num_blocks))
-        fresh, fits = _first_accepted(words, law)
-        return turn + 1, jnp.where(done[:, None], kept, fresh), done | fits
+        rounds, kept, settled = carry
+        # Those that are not settled come first. XLA finds them fast among floats alone.
+        rows = lax.top_k(jnp.where(settled, 0.0, 1.0), rows_per_turn)[1]
+        first_blocks = next_block + rounds[rows] * jnp.uint32(num_blocks)
+        fresh, fits = _first_accepted(prng.row_bits(keys[rows], num_words, first_blocks), law)
+        was_settled = settled[rows]
+        rounds = rounds.at[rows].add(jnp.uint32(1))
+        kept = kept.at[rows].set(jnp.where(was_settled[:, None], kept[rows], fresh))
+        ended = was_settled | fits | (rounds[rows] >= MAX_ROUNDS)
+        return rounds, kept, settled.at[rows].set(ended)
 
-    _, coefficients, accepted = lax.while_loop(
-        lambda carry: (carry[0] < MAX_ROUNDS) & ~carry[2].all(),
-        redraw,
-        (jnp.uint32(0), coefficients, accepted),
+    rounds = jnp.zeros(keys.shape, jnp.uint32)
+    _, coefficients, _ = lax.while_loop(
+        lambda carry: ~carry[2].all(), redraw, (rounds, coefficients, accepted)
     )
+    accepted = _within(coefficients, law)
     return lax.cond(
         accepted.all(),
         lambda: coefficients,

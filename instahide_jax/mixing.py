@@ -197,16 +197,25 @@ def mix(coefficients: jax.Array, parts: Sequence[jax.Array]) -> jax.Array:
     The sum is written out over the slots. XLA then fuses the gathers that produced the parts, the
     products and whatever follows into one pass without materialising k copies.
 
-    Every bit of the result is the same on any number of devices. For that the order of addition is
-    fixed, and every product is multiplied by a one that the compiler cannot see through: it may
-    fuse a product with the addition that follows, without rounding in between, and does so in some
-    loops and not in others. Fusing the exact product with one changes nothing.
+    Every bit of the result is the same on any number of devices. Parts of uint8 are mixed in exact
+    integer arithmetic, coefficients rounded to multiples of 2**-23, which a CPU also does faster.
+    For other parts the order of addition is fixed, and every product is multiplied by a one that
+    the compiler cannot see through: it may fuse a product with the addition that follows, without
+    rounding in between, and does so in some loops and not in others. Fusing the exact product with
+    one changes nothing.
 
     Args:
-      coefficients: float32 [B, k].
+      coefficients: float32 [B, k], of [0, 1], no row with a sum above 1 by more than rounding.
       parts: k arrays [B, ...], of any numeric dtype.
     """
     shape = (-1,) + (1,) * (parts[0].ndim - 1)
+    if all(part.dtype == jnp.uint8 for part in parts):
+        # 255 * 2**23 is the largest such power that int32 holds.
+        weights = jnp.round(coefficients * 2**23).astype(jnp.int32)
+        total = sum(
+            weights[:, i].reshape(shape) * part.astype(jnp.int32) for i, part in enumerate(parts)
+        )
+        return jnp.asarray(total).astype(jnp.float32) * jnp.float32(2**-23)
     one = (coefficients[:, 0] >= 0).astype(jnp.float32).reshape(shape)
     return jnp.asarray(
         sum(

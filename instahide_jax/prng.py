@@ -254,11 +254,13 @@ def row_bits(keys: jax.Array, num_words: int, first_block: int | jax.Array = 0) 
     Args:
       keys: typed ChaCha20 keys, shape [B].
       num_words: words per key, a static integer.
-      first_block: where in the key streams to start, in blocks of 16 words.
+      first_block: where in the key streams to start, in blocks of 16 words; one for all, or one
+        each, [B].
     """
     num_keys, num_blocks = keys.size, blocks_of(num_words)
     data = jnp.repeat(jax.random.key_data(keys), num_blocks, axis=0)  # [B * blocks, 8]
-    counter = jnp.tile(lax.iota(jnp.uint32, num_blocks), num_keys) + jnp.uint32(first_block)
+    start = jnp.broadcast_to(jnp.asarray(first_block, jnp.uint32), (num_keys,))
+    counter = (start[:, None] + lax.iota(jnp.uint32, num_blocks)[None, :]).reshape(-1)
     nonce = (_U32(_Purpose.BITS), _U32(0), _U32(0))
     block = chacha20_block(_words_of(data), counter, nonce)
     return jnp.stack(block, axis=-1).reshape(num_keys, -1)[:, :num_words]
