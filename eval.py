@@ -80,9 +80,9 @@ def restore(arguments: Arguments, experiment: Experiment, model: Model) -> Train
     optimizer = make_optimizer(experiment.optimizer, 1, 1)
     abstract = jax.eval_shape(partial(init_state, model, optimizer), jax.random.key(0))
     checkpoints = Checkpoints(arguments.run / "checkpoints", read_only=True)
-    step = checkpoints.best_step()
-    if arguments.checkpoint == "newest":
-        step = max(checkpoints.steps())
+    steps = checkpoints.steps()
+    newest = arguments.checkpoint == "newest" and steps
+    step = max(steps) if newest else checkpoints.best_step()
     return checkpoints.restore(abstract, step, replicated(make_mesh()))
 
 

@@ -13,12 +13,12 @@ import argparse
 import logging
 import sys
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from instahide_jax import image_task, text_task
 from instahide_jax.arguments import parse_args
@@ -26,14 +26,14 @@ from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.config import Experiment, ImageExperiment, TextExperiment, load_config
 from instahide_jax.encoders import make_model, num_parameters
 from instahide_jax.encoders.bert_folder import pretrained
-from instahide_jax.errors import InputError, run_main
+from instahide_jax.errors import InputError, Stopped, run_main, stop_request
 from instahide_jax.metrics import MetricWriter, progress_bar
 from instahide_jax.optimizers import make_optimizer
 from instahide_jax.parallel import check_batch_size, make_mesh, replicated
 from instahide_jax.pictures import save_curves
 from instahide_jax.run import Run, open_run
 from instahide_jax.task import Task
-from instahide_jax.training import Keys, TrainState, init_state, make_train_step
+from instahide_jax.training import Keys, TrainState, check_finite, init_state, make_train_step
 
 # For what runs once: optimising it would take longer than running it.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
@@ -76,35 +76,48 @@ def main() -> None:
     start = int(state.step)
     announce(experiment, task, run, state, start, total_steps)
 
-    writer = MetricWriter(run.folder, start)
-    bar = progress_bar(total_steps, start, "train")
+    stop, done, losses = stop_request(), start, dict[int, jax.Array]()
     since, work = time.perf_counter(), 0
-    for feed in task.feeds(keys, mesh, start, total_steps):
-        if feed.step == 0:
-            task.save_samples(run.folder, mesh, keys, feed)
-        state, metrics = train_step(state, keys, feed.private, public, feed.length)
-        done, work = feed.step + 1, work + feed.work
-        bar.update()
-        if done % experiment.log_every == 0 or done == total_steps:
-            values = {n: float(metrics[n]) for n in ("loss", "accuracy") if n in metrics}
-            if not np.isfinite(values["loss"]):
-                raise InputError(
-                    f"the loss is {values['loss']} at step {done}; checkpoints up to step "
-                    f"{max(checkpoints.steps(), default=0)} are kept: lower the learning rate"
-                )
-            rate = work / (time.perf_counter() - since)
-            since, work = time.perf_counter(), 0
-            logged: dict[str, Any] = {f"train_{name}": value for name, value in values.items()}
-            writer.write(done, **logged, **{f"{task.unit}_per_s": rate})
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-            bar.set_postfix_str(f"{shown}, {rate:,.0f} {task.unit}/s")
-        if done % experiment.save_every == 0 or done == total_steps:
-            validation = validate(state, keys.secret)
-            writer.write(done, **{f"validation_{n}": v for n, v in validation.values.items()})
-            checkpoints.save(done, state, validation.score)
-    bar.close()
-    writer.close()
-    checkpoints.close()
+    with (
+        closing(checkpoints),
+        closing(MetricWriter(run.folder, start)) as writer,
+        closing(progress_bar(total_steps, start, "train")) as bar,
+    ):
+        for feed in task.feeds(keys, mesh, start, total_steps):
+            if feed.step == 0:
+                task.save_samples(run.folder, mesh, keys, feed)
+            state, metrics = train_step(state, keys, feed.private, public, feed.length)
+            done, work = feed.step + 1, work + feed.work
+            bar.update()
+            losses[done] = metrics["loss"]
+            to_log, to_save = (
+                done % every == 0 or done == total_steps
+                for every in (experiment.log_every, experiment.save_every)
+            )
+            stopping = stop.is_set()
+            if to_log or to_save or stopping:
+                check_finite(losses, state, steps_per_epoch)
+                losses.clear()
+            if to_log:
+                values = {n: float(metrics[n]) for n in ("loss", "accuracy") if n in metrics}
+                rate = work / (time.perf_counter() - since)
+                since, work = time.perf_counter(), 0
+                logged: dict[str, Any] = {f"train_{name}": value for name, value in values.items()}
+                writer.write(done, **logged, **{f"{task.unit}_per_s": rate})
+                shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+                bar.set_postfix_str(f"{shown}, {rate:,.0f} {task.unit}/s")
+            if to_save:
+                validation = validate(state, keys.secret)
+                writer.write(done, **{f"validation_{n}": v for n, v in validation.values.items()})
+                checkpoints.save(done, state, validation.score)
+            if stopping:
+                if not to_save:
+                    checkpoints.save(done, state, None)
+                break
+    if done < total_steps:
+        raise Stopped(
+            f"stopped and saved at step {done} of {total_steps}; the same command goes on"
+        )
     save_curves(run.folder / "curves.png", run.folder / "metrics.jsonl", str(run.folder))
     print(f"Done: {total_steps} steps. Score it on the test set: python eval.py {run.folder}")
 

@@ -28,7 +28,12 @@ class Checkpoints:
         """
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.AnyPreservationPolicy(
-                [keep.LatestN(2), keep.BestN(get_metric_fn=_accuracy, n=1)]
+                [
+                    keep.LatestN(2),
+                    keep.BestN(
+                        get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
+                    ),
+                ]
             ),
             best_fn=_accuracy,
             cleanup_tmp_directories=not read_only,
@@ -40,17 +45,17 @@ class Checkpoints:
             folder.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
         )
 
-    def save(self, step: int, state: Tree, accuracy: float) -> None:
+    def save(self, step: int, state: Tree, accuracy: float | None) -> None:
         """Start saving; waits only for a save that is still being written.
 
         Args:
           step: number of the checkpoint.
           state: pytree of arrays; no keys, which are derived and never stored.
-          accuracy: on the validation split, in [0, 1]; decides which checkpoint is best.
+          accuracy: on the validation split, in [0, 1]; decides which checkpoint is best. None where
+            it was not measured, because the run is being stopped: such a one is never the best.
         """
-        self._manager.save(
-            step, args=ocp.args.StandardSave(state), metrics={"accuracy": accuracy}, force=True
-        )
+        metrics = None if accuracy is None else {"accuracy": accuracy}
+        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints at hand, ascending."""

@@ -1,7 +1,13 @@
-"""The one exception for bad input, and how the programs report it."""
+"""The exceptions that end a program in one line, and how the programs report them."""
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
+
+# "Temporary failure, try again" of sysexits.h.
+STOPPED = os.EX_TEMPFAIL
 
 
 class InputError(ValueError):
@@ -12,16 +18,34 @@ class InputError(ValueError):
     """
 
 
+class Stopped(Exception):
+    """A program was asked to stop, has saved what it had, and goes on when started again."""
+
+
+def stop_request() -> threading.Event:
+    """An event that SIGTERM sets from now on, instead of ending the process.
+
+    Schedulers send SIGTERM some time before they take a machine away.
+    """
+    event = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: event.set())
+    return event
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Run a program's `main`; turn an `InputError` into one line on stderr and exit code 2.
 
-    Ctrl-C ends with exit code 130 and no traceback, as in any shell tool.
+    A `Stopped` ends with exit code 75 (`STOPPED`), and Ctrl-C with 130 and no traceback, as in any
+    shell tool.
     """
     try:
         main()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(str(stopped), file=sys.stderr)
+        sys.exit(STOPPED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

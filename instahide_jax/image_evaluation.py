@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from tqdm import tqdm
 
 from instahide_jax.config import ImageExperiment
 from instahide_jax.data.augment import centre
@@ -73,11 +74,18 @@ def evaluate_split(
       experiment: its data configuration tells how to resize what is streamed.
     """
     sums = {"loss": 0.0, "right": 0.0, "count": 0.0}
-    for batch in plain_batches(split, experiment):
+    batches = plain_batches(split, experiment)
+    total = -(-num_images(split) // EVAL_BATCH)
+    for batch in tqdm(batches, "score", total, unit=" batches", delay=2, leave=False):
         made = evaluate(state.params, state.stats, batch["image"], batch["label"], batch["valid"])
         sums = {name: sums[name] + float(made[name]) for name in sums}
     count = int(sums["count"])
     return Scores(sums["loss"] / count, sums["right"] / count, count)
+
+
+def num_images(split: Arrays | Split) -> int:
+    """Images of a split in memory or of one to stream."""
+    return len(split.labels) if isinstance(split, Arrays) else split.num_examples
 
 
 def plain_batches(split: Arrays | Split, experiment: ImageExperiment) -> Iterator[dict[str, Any]]:
@@ -155,7 +163,10 @@ def encrypted_accuracies(
 
     total = np.zeros((len(test.labels), scheme.num_classes or 0))
     accuracies = {}
-    for t in range(max(counts)):
+    turns = tqdm(
+        range(max(counts)), "encrypted inference", unit=" encryptions", delay=2, leave=False
+    )
+    for t in turns:
         key_t = key.fold_in(np.uint32(t))
         table = partners(key_t)
         for i, batch in enumerate(plain_batches(test, experiment)):

@@ -18,7 +18,7 @@ from instahide_jax.data.streaming import prefetch_to_device, stream_batches
 from instahide_jax.encoders.base import Model
 from instahide_jax.errors import InputError
 from instahide_jax.hiding import NoHiding
-from instahide_jax.image_evaluation import evaluate_split, make_evaluate
+from instahide_jax.image_evaluation import evaluate_split, make_evaluate, num_images
 from instahide_jax.image_step import Pass, Private, make_hide, make_take, plan_pass
 from instahide_jax.instahide import InstaHide
 from instahide_jax.parallel import replicated, sharded
@@ -43,7 +43,7 @@ def open_task(experiment: ImageExperiment) -> Task:
         scheme=scheme,
         shape=experiment.augment.output_shape(dataset.image_shape),
         num_outputs=dataset.train.num_classes,
-        num_examples=_num_images(dataset),
+        num_examples=num_images(dataset.train),
         unit="images",
         identities=identities,
         public=pool,
@@ -70,11 +70,6 @@ def open_data(experiment: ImageExperiment) -> tuple[Dataset, np.ndarray | None, 
     if streamed and experiment.partners == "dataset" and experiment.scheme.num_partners:
         raise InputError("partners 'dataset' needs data in memory; a stream needs 'batch'")
     return dataset, pool, [dataset.identity, identity]
-
-
-def _num_images(dataset: Dataset) -> int:
-    train = dataset.train
-    return len(train.labels) if isinstance(train, Arrays) else train.num_examples
 
 
 def feeds(

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from instahide_jax.data.text_sources import TokenSet
 from instahide_jax.encoders.base import Model, Variables
@@ -68,7 +69,8 @@ def outputs_of_set(
     buckets = buckets_of(texts.tokens["mask"], lengths)
     order = np.argsort(buckets, kind="stable")
     parts = []
-    for start in range(0, len(order), EVAL_BATCH):
+    starts = range(0, len(order), EVAL_BATCH)
+    for start in tqdm(starts, "score", unit=" batches", delay=2, leave=False):
         rows = order[np.minimum(np.arange(start, start + EVAL_BATCH), len(order) - 1)]
         length = lengths[buckets[rows].max()]
         tokens = {name: array[rows, :length] for name, array in texts.tokens.items()}

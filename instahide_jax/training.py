@@ -1,15 +1,17 @@
 """The train step: from a step number to hidden examples to new parameters, one pure function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
 
 from instahide_jax.encoders.base import Model, Variables
+from instahide_jax.errors import InputError
 from instahide_jax.hiding import NoHiding
 from instahide_jax.parallel import replicated
 from instahide_jax.secret import SecretKey
@@ -81,6 +83,34 @@ def example_losses(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     if targets.ndim == 2:
         return optax.softmax_cross_entropy(outputs, targets)
     return optax.squared_error(outputs[:, 0], targets)
+
+
+@jax.jit
+def _all_finite(tree: Tree) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def check_finite(losses: Mapping[int, jax.Array], state: TrainState, steps_per_epoch: int) -> None:
+    """Refuse to go on, and to save, after a step that went wrong.
+
+    Args:
+      losses: of the last steps, by their numbers from 1.
+      state: after the last of them.
+      steps_per_epoch: to name the batch.
+
+    Raises:
+      InputError: for the first loss that is NaN or infinite, or a state with such an entry.
+    """
+    wrong = [step for step, loss in losses.items() if not np.isfinite(loss)]
+    if not wrong and _all_finite(state):
+        return
+    step = min(wrong, default=int(state.step))
+    what = f"the loss is {losses[step]}" if wrong else "a parameter is NaN or infinite"
+    epoch, batch = divmod(step - 1, steps_per_epoch)
+    raise InputError(
+        f"{what} after step {step} (batch {batch + 1} of pass {epoch + 1}); checkpoints before it "
+        "are kept: lower the learning rate, in another --workdir"
+    )
 
 
 def make_train_step(

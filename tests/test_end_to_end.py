@@ -23,6 +23,7 @@ from programs import (
 )
 
 from instahide_jax import read_secret
+from instahide_jax.errors import STOPPED
 from instahide_jax.metrics import read_metrics
 from instahide_jax.run import read_experiment
 
@@ -140,6 +141,44 @@ def test_killed_runs_end_as_one_that_was_not(place, finished):
     assert "Resuming at step" in out
     assert_same_state(final_state(finished[0]), final_state(folder))
     assert without_speed(folder) == without_speed(finished[0])
+
+
+def test_a_terminated_run_is_saved_where_it_is_and_goes_on(place, finished):
+    """SIGTERM, as schedulers send it before they take a machine away."""
+    folder = place.folder / "terminated"
+    shutil.copy(finished[0].with_name("finished.secret"), place.folder / "terminated.secret")
+    arguments = ("train.py", "tiny.py", "--workdir", "terminated")
+    process = place.start(*arguments)
+    while last_step(folder) < 10 and process.poll() is None:
+        time.sleep(0.001)
+    process.terminate()
+    out, err = process.communicate()
+    assert process.returncode == STOPPED, err
+    (step,) = re.findall(r"^stopped and saved at step (\d+) of 90; the same command", err, re.M)
+    assert max(whole_checkpoints(folder)) == int(step) == last_step(folder)
+    assert "Done" not in out
+    code, out, err = place.run(*arguments)
+    assert code == 0, err
+    assert f"Resuming at step {step} of {STEPS}" in out
+    assert_same_state(final_state(finished[0]), final_state(folder))
+    assert without_speed(folder) == without_speed(finished[0])
+
+
+def test_a_loss_that_explodes_ends_the_run_and_no_bad_checkpoint_is_kept(place, call):
+    folder = place.folder / "exploded"
+    settings = ("--optimizer.learning-rate", "1e9", "--save-every", "1", "--log-every", "20")
+    code, _, err = call("train", place.config, "--workdir", folder, *settings)
+    assert code == 2
+    message = (
+        r"error: (the loss|a parameter) is .* after step (\d+) \(batch (\d) of pass (\d)\); .*"
+    )
+    (step, batch, epoch), *_ = re.findall(message.replace("(the loss|a parameter)", ".*"), err)
+    assert int(step) == 5 * (int(epoch) - 1) + int(batch) <= 20
+    steps = whole_checkpoints(folder)
+    assert max(steps, default=0) == int(step) - 1
+    if steps:
+        leaves = jax.tree.leaves(final_state(folder))
+        assert all(np.isfinite(leaf).all() for leaf in leaves)
 
 
 # Where the secret is not
