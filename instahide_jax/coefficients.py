@@ -80,7 +80,8 @@ def draw_coefficients(
         ended = was_settled | fits | (rounds[rows] >= MAX_ROUNDS)
         return rounds, kept, settled.at[rows].set(ended)
 
-    rounds = jnp.zeros(keys.shape, jnp.uint32)
+    # Zeros that inside shard_map vary over the mesh as the rows do, which a loop's carry must.
+    rounds = first_words[:, 0] & jnp.uint32(0)
     _, coefficients, _ = lax.while_loop(
         lambda carry: ~carry[2].all(), redraw, (rounds, coefficients, accepted)
     )
