@@ -12,6 +12,7 @@ import logging
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,13 +25,19 @@ from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.config import Experiment, ImageExperiment, TextExperiment
 from instahide_jax.data.embedded import Arrays
 from instahide_jax.encoders import Bert, Model, Variables, make_model
-from instahide_jax.encoders.bert_folder import save_folder
+from instahide_jax.encoders.bert_folder import check_new_folder, save_folder
 from instahide_jax.errors import InputError, run_main
 from instahide_jax.image_evaluation import encrypted_accuracies, evaluate_split, make_evaluate
 from instahide_jax.instahide import InstaHide
 from instahide_jax.optimizers import make_optimizer
 from instahide_jax.parallel import make_mesh, replicated
-from instahide_jax.run import default_secret_file, open_run, read_experiment, write_json
+from instahide_jax.run import (
+    check_data,
+    default_secret_file,
+    read_experiment,
+    run_secret,
+    write_json,
+)
 from instahide_jax.secret import insecure_secret, secret_key
 from instahide_jax.text_evaluation import has_masks, score_views
 from instahide_jax.training import TrainState, init_state
@@ -50,6 +57,7 @@ class Arguments:
       insecure_seed: of images: makes the key of encrypted inference repeatable, and guessable.
       secret_file: of texts: the run's secret, from which the masks come; by default beside the run.
       save_folder: of texts: write the trained encoder to this new folder, in Hugging Face's layout.
+      imports: modules to import first, which define classes that the run's configuration uses.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -60,11 +68,17 @@ class Arguments:
     insecure_seed: int | None = None
     secret_file: Path | None = None
     save_folder: Path | None = None
+    imports: tuple[str, ...] = ()
 
 
 def main() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every folder it opens
     arguments = parse_args(Arguments, sys.argv[1:], prog="eval.py")
+    for module in arguments.imports:
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise InputError(f"--imports {module}: {error}; is it installed?") from error
     experiment = read_experiment(arguments.run)
     if isinstance(experiment, TextExperiment):
         score_texts(arguments, experiment)
@@ -88,27 +102,37 @@ def restore(arguments: Arguments, experiment: Experiment, model: Model) -> Train
 
 def score_images(arguments: Arguments, experiment: ImageExperiment) -> None:
     """Accuracy on plain images and of encrypted inference."""
-    dataset, pool, _ = image_task.open_data(experiment)
+    refuse(arguments, ("masks", "secret_file", "save_folder"), "a run on images")
+    if not isinstance(experiment.scheme, InstaHide):
+        without = "a run that hides nothing"
+        refuse(arguments, ("encryptions", "min_own_coefficient", "insecure_seed"), without)
+    dataset, pool, identities = image_task.open_data(experiment)
+    check_data(arguments.run, identities)
     in_memory = isinstance(dataset.train, Arrays) and isinstance(dataset.test, Arrays)
-    if isinstance(experiment.scheme, InstaHide) and arguments.encryptions and not in_memory:
-        raise InputError(
-            "encrypted inference needs data in memory; pass --encryptions without a number"
-        )
+    if isinstance(experiment.scheme, InstaHide) and arguments.encryptions:
+        if not in_memory:
+            raise InputError(
+                "encrypted inference needs data in memory; pass --encryptions without a number"
+            )
+        check_counts("encryptions", arguments.encryptions)
     num_classes = dataset.test.num_classes
     scheme = experiment.scheme.for_data(num_classes, *dataset.statistics)
+    asked = scheme
+    if isinstance(scheme, InstaHide):
+        asked = replace(scheme, min_own_coefficient=arguments.min_own_coefficient)
     shape = experiment.augment.output_shape(dataset.image_shape)
     model = make_model(experiment.encoder, shape, num_classes)
     state = restore(arguments, experiment, model)
     evaluate = make_evaluate(experiment, scheme, model)
     plain = evaluate_split(evaluate, state, dataset.test, experiment)
     encrypted: dict[int, float] = {}
-    if isinstance(scheme, InstaHide) and arguments.encryptions:
+    if isinstance(asked, InstaHide) and arguments.encryptions:
         assert isinstance(dataset.train, Arrays)
         assert isinstance(dataset.test, Arrays)
         seed = arguments.insecure_seed
         encrypted = encrypted_accuracies(
             experiment,
-            replace(scheme, min_own_coefficient=arguments.min_own_coefficient),
+            asked,
             model,
             Variables(state.params, state.stats),
             secret_key() if seed is None else insecure_secret(seed),
@@ -135,11 +159,20 @@ def score_images(arguments: Arguments, experiment: ImageExperiment) -> None:
 
 def score_texts(arguments: Arguments, experiment: TextExperiment) -> None:
     """The metrics of the task without masks, and under the masks of the owner's pool."""
+    refuse(arguments, ("encryptions", "min_own_coefficient", "insecure_seed"), "a run on texts")
+    if not has_masks(experiment.scheme):
+        refuse(arguments, ("masks", "secret_file"), "a run without masks")
+    check_counts("masks", arguments.masks)
+    data, encoder = experiment.data, experiment.encoder
+    assert isinstance(encoder, Bert)
+    tokenizer = data.tokenizer or encoder.folder
+    if arguments.save_folder is not None:
+        check_new_folder(arguments.save_folder, tokenizer)
     dataset, identities = text_task.open_data(experiment)
+    check_data(arguments.run, identities)
     scheme = experiment.scheme.for_data(dataset.train.num_classes)
     num_outputs = dataset.train.num_classes or 1
-    data = experiment.data
-    model = make_model(experiment.encoder, (data.length,), num_outputs, experiment.head)
+    model = make_model(encoder, (data.length,), num_outputs, experiment.head)
     state = restore(arguments, experiment, model)
     counts = arguments.masks if has_masks(scheme) else ()
     secret = None
@@ -150,7 +183,7 @@ def score_texts(arguments: Arguments, experiment: TextExperiment) -> None:
                 f"secret file {secret_file} is missing; the masks come from it: name it with "
                 "--secret-file, or pass --masks without a number to score without masks"
             )
-        secret = open_run(arguments.run, experiment, identities, secret_file).secret
+        secret = run_secret(arguments.run, experiment, identities, secret_file)
     variables = Variables(state.params, state.stats)
     values: dict[str, Any] = {}
     for name, texts in dataset.tests.items():
@@ -167,11 +200,23 @@ def score_texts(arguments: Arguments, experiment: TextExperiment) -> None:
         }
     write_values(arguments, state, {"scores_by_number_of_masks": values})
     if arguments.save_folder is not None:
-        assert isinstance(experiment.encoder, Bert)
-        tokenizer = data.tokenizer or experiment.encoder.folder
-        encoder = state.params["encoder"]
-        save_folder(arguments.save_folder, experiment.encoder, encoder, tokenizer=tokenizer)
+        trained = state.params["encoder"]
+        vocabulary = tokenizer or dataset.words
+        save_folder(arguments.save_folder, encoder, trained, tokenizer=vocabulary)
         print(f"Wrote the encoder to {arguments.save_folder}.")
+
+
+def refuse(arguments: Arguments, names: tuple[str, ...], what: str) -> None:
+    """Refuse options that would be ignored."""
+    for name in names:
+        if getattr(arguments, name) != getattr(Arguments, name):
+            raise InputError(f"--{name.replace('_', '-')} says nothing about {what}; leave it out")
+
+
+def check_counts(name: str, counts: tuple[int, ...]) -> None:
+    """Refuse to average over less than one."""
+    if min(counts, default=1) < 1:
+        raise InputError(f"number of {name} is {min(counts)}; it must be at least 1")
 
 
 def announce(arguments: Arguments, state: TrainState, what: str) -> None:

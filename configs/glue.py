@@ -5,7 +5,8 @@
     python train.py configs/glue.py:mnli_inter --batch-size 64
 
 The source is GLUE's own archive of the task. The weights lie in the folder data/bert-base-cased, in
-Hugging Face's layout (config.json, model.safetensors, vocab.txt).
+Hugging Face's layout: config.json, model.safetensors, and tokenizer.json or vocab.txt with
+tokenizer_config.json, which says that capitals are kept.
 
 Variants: TASK_SCHEME for cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, and vanilla, mix,
 intra (k=4), inter (k=4, two public texts); default = sst2_intra. Batches of 32, length 128, AdamW

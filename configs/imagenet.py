@@ -1,13 +1,12 @@
 """ImageNet at 224 pixels, streamed, with ResNet-18 (standard form, 7x7 stem).
 
-    instahide prepare imagenet2012 instahide prepare public-pool --source PHOTOS --size 224
-    --test-size 256 --out data/photos224.npy python train.py configs/imagenet.py:inside
-    --data.data-dir TFDS_FOLDER
+    instahide prepare imagenet2012
+    instahide prepare public-pool --source PHOTOS --size 224 --test-size 256 --out pool.npy
+    python train.py configs/imagenet.py:inside --data.data-dir TFDS_FOLDER
 
 Variants: default (= inside), vanilla, mixup, inside, cross. Partners are drawn from the batch,
-  because
-a stream is not in memory. Another prepared data set of photographs takes `--data.name` and its
-splits.
+because a stream is not in memory. Another prepared data set of photographs takes `--data.name` and
+its splits. This project has not run it on ImageNet, which was not at hand.
 """
 
 from instahide_jax import InstaHide, NoHiding

@@ -1,8 +1,9 @@
 """Checkpoints through Orbax: the newest two and the best; the newest whole one is restored."""
 
+import fcntl
 import logging
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -25,7 +26,11 @@ class Checkpoints:
         """Open or create `folder`; leftovers of interrupted saves are removed.
 
         With `read_only` nothing is created or removed: a run may be saving there at the time.
+
+        Raises:
+          InputError: if another process has the folder open to save.
         """
+        self._lock = None if read_only else _locked(folder.with_name(".lock"))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.AnyPreservationPolicy(
                 [
@@ -129,6 +134,24 @@ class Checkpoints:
         """Wait until everything is on the disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _locked(path: Path) -> IO[str]:
+    """A file that this process alone has locked; the lock ends with the process at the latest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(
+            f"another process trains in {path.parent}; wait for it, or choose another --workdir"
+        ) from None
+    except OSError as error:  # a file system without locks
+        _log.warning("%s: %s; see to it that nothing else trains there", path, error.strerror)
+    return file
 
 
 def _accuracy(metrics: dict[str, float]) -> float:

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import runpy
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,7 +202,8 @@ def from_json(value: Any) -> Any:
     """The inverse of `to_json`.
 
     Raises:
-      InputError: if a class or field is unknown to this version of the package.
+      InputError: if a class or field is unknown to this version of the package, or the class is
+        of a module that is neither of this package nor imported.
     """
     if isinstance(value, list):
         return tuple(from_json(item) for item in value)
@@ -210,6 +212,11 @@ def from_json(value: Any) -> Any:
     fields = {name: from_json(item) for name, item in value.items() if name != "class"}
     try:
         module, _, name = value["class"].partition(":")
+        # Importing is running: a run folder from elsewhere must not choose what is imported.
+        if module.partition(".")[0] != __package__ and module not in sys.modules:
+            raise ImportError(
+                f"class {name} is of {module}; if you trust that module, pass --imports {module}"
+            )
         kind = getattr(importlib.import_module(module), name)
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
             raise TypeError(f"{name} is no configuration class")

@@ -37,6 +37,11 @@ def encrypt(arguments: "EncryptArguments") -> None:
     data = _load(arguments)
     scheme = scheme.for_data(data.num_classes, *measure_statistics(data.images))
     pool = None
+    if arguments.public_pool is not None and not scheme.num_public:
+        raise InputError(
+            f"--public-pool is given, but {arguments.mode} with k={scheme.k} mixes private images "
+            "only; leave it out, or choose --mode cross"
+        )
     if scheme.num_public:
         if arguments.public_pool is None:
             raise InputError("cross needs a public pool; pass --public-pool FILE.npy")

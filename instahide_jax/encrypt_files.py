@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import tempfile
+import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from instahide_jax.data.embedded import check_arrays
 from instahide_jax.errors import InputError
 from instahide_jax.instahide import InstaHide
-from instahide_jax.secret import SecretKey, insecure_secret
+from instahide_jax.secret import ALGORITHM, SecretKey, insecure_secret
 
 _CHUNK_BYTES = 1 << 24
 
@@ -42,8 +42,8 @@ def encrypt_dataset(
     and masks.
 
     The key of every encryption depends on the secret, on the content of data and pool, on the
-    scheme and on the pass: another data set under the same secret shares no one-time key, and the
-    same call gives the same encryptions again.
+    scheme, on `secret.ALGORITHM` and on the pass: another data set under the same secret shares no
+    one-time key, and the same call gives the same encryptions again.
 
     Args:
       secret: the owner's secret.
@@ -150,7 +150,7 @@ def _hide_rows(
 def _content_digest(
     data: dict[str, np.ndarray], public_pool: np.ndarray | None, scheme: InstaHide
 ) -> bytes:
-    digest = hashlib.sha256(json.dumps(asdict(scheme), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([ALGORITHM, asdict(scheme)], sort_keys=True).encode())
     arrays = dict(sorted(data.items())) | ({} if public_pool is None else {"pool": public_pool})
     for name, values in arrays.items():
         digest.update(f"{name} {values.shape} {values.dtype.str} ".encode())
@@ -169,7 +169,8 @@ def write_encrypted(
     """Write streamed encryptions to one file that is whole or absent.
 
     PATH.npz holds "image", "label" and "description" (a JSON text). PATH.npy holds the images,
-    beside it PATH.labels.npy and PATH.json, which are in place before it.
+    beside it PATH.labels.npy and PATH.json, which are in place before it. Until then everything
+    lies in the folder .NAME.partial beside PATH; one that a kill has left is removed.
 
     Args:
       path: ends in .npz or .npy.
@@ -181,29 +182,44 @@ def write_encrypted(
       InputError: for another suffix, an existing file, or a folder that cannot be written.
     """
     check_output(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        files = _write_parts(Path(folder), batches, total)
+    folder = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        parts = _write_parts(folder, batches, total)
         note = json.dumps(described, indent=2) + "\n"
         if path.suffix == ".npz":
-            np.save(Path(folder) / "description.npy", np.array(note))
-            packed = Path(folder) / "packed.npz"
+            np.save(folder / "description.npy", np.array(note))
+            packed = folder / "packed.npz"
             with zipfile.ZipFile(packed, "w") as archive:  # numpy.savez would load every array
-                for part in (*files, Path(folder) / "description.npy"):
+                for part in (*parts, folder / "description.npy"):
                     archive.write(part, part.name)
             os.replace(packed, path)
             return
-        images, labels = files
-        os.replace(labels, path.with_suffix(".labels.npy"))
-        path.with_suffix(".json").write_text(note)
-        os.replace(images, path)
+        images, labels = parts
+        (folder / "note.json").write_text(note)
+        for part, target in zip(
+            (folder / "note.json", labels, images), _outputs(path), strict=True
+        ):
+            os.replace(part, target)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _outputs(path: Path) -> tuple[Path, ...]:
+    """The files of an output in the order in which they appear; the last one makes it whole."""
+    if path.suffix == ".npz":
+        return (path,)
+    return path.with_suffix(".json"), path.with_suffix(".labels.npy"), path
 
 
 def check_output(path: Path) -> None:
     """Refuse an output that could not be written, before hours are spent on it."""
     if path.suffix not in (".npz", ".npy"):
         raise InputError(f"output {path} must end in .npz or .npy")
-    if path.exists():
-        raise InputError(f"output {path} exists already; remove it or name another file")
+    for file in _outputs(path):
+        if file.exists():
+            raise InputError(f"output {file} exists already; remove it or name another --out")
     if not path.parent.is_dir():
         raise InputError(f"folder {path.parent} does not exist; create it or name another file")
     if not os.access(path.parent, os.W_OK):

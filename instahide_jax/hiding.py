@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from instahide_jax.coefficients import CoefficientLaw
 from instahide_jax.errors import InputError
@@ -228,6 +229,22 @@ def affine(
         )
     mean_, std_ = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, -1) for v in (mean, std))
     return -unit * mean_, 1.0 / (unit * std_)
+
+
+def check_rows(rows: Any, size: int) -> None:
+    """Refuse row numbers that are no integers [size], or that would wrap around to others' numbers.
+
+    Values are looked at in NumPy arrays alone: others may be traced.
+
+    Raises:
+      InputError: for another shape or dtype, or a number outside [0, 2**32).
+    """
+    if rows.shape != (size,) or rows.dtype.kind not in "iu":
+        raise InputError(
+            f"rows has shape {rows.shape} and dtype {rows.dtype}; give integers of shape {(size,)}"
+        )
+    if isinstance(rows, np.ndarray) and size and not 0 <= rows.min() <= rows.max() < 2**32:
+        raise InputError(f"rows go from {rows.min()} to {rows.max()}; give numbers in [0, 2**32)")
 
 
 def soft_labels(labels: jax.Array, num_classes: int | None) -> jax.Array:

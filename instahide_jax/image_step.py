@@ -13,6 +13,7 @@ from instahide_jax.config import ImageExperiment
 from instahide_jax.data.augment import augment
 from instahide_jax.hiding import Batch, NoHiding
 from instahide_jax.parallel import device_map
+from instahide_jax.secret import SecretKey
 from instahide_jax.training import Examples, Keys, Take
 
 
@@ -21,11 +22,12 @@ class Pass(NamedTuple):
 
     Attributes:
       order: int32 [N], image numbers in the order of training.
-      partners: int32 [N, num_partners], private partners of every image.
+      partners: int32 [N, num_partners], private partners of every image; None where they come from
+        the batch.
     """
 
     order: jax.Array
-    partners: jax.Array
+    partners: jax.Array | None
 
 
 class Private(NamedTuple):
@@ -42,11 +44,29 @@ class Private(NamedTuple):
     this_pass: Pass | None
 
 
-def plan_pass(keys: Keys, epoch: int | jax.Array, num_images: int, scheme: NoHiding) -> Pass:
-    """Order and partners of one pass, a pure function of keys and epoch."""
+def plan_pass(keys: Keys, epoch: int | jax.Array, num_images: int, scheme: NoHiding | None) -> Pass:
+    """Order and partners of one pass, a pure function of keys and epoch.
+
+    Args:
+      keys: of the run.
+      epoch: number of the pass.
+      num_images: N.
+      scheme: which needs partners from the whole set; None where they come from the batch.
+    """
     order_key = jax.random.fold_in(jax.random.fold_in(keys.seed, 0), epoch)
     order = jax.random.permutation(order_key, num_images).astype(jnp.int32)
-    return Pass(order, scheme.pass_partners(keys.secret.fold_in(epoch), num_images))
+    partners = None
+    if scheme is not None:
+        partners = scheme.pass_partners(_pass_secret(keys, epoch), num_images)
+    return Pass(order, partners)
+
+
+def _pass_secret(keys: Keys, epoch: int | jax.Array) -> SecretKey:
+    return keys.secret.stream("pass").fold_in(epoch)
+
+
+def _step_secret(keys: Keys, step: jax.Array) -> SecretKey:
+    return keys.secret.stream("step").fold_in(step)
 
 
 def _hide_from_dataset(
@@ -67,6 +87,7 @@ def _hide_from_dataset(
     pool = partners = None
     if scheme.num_partners:
         assert private.this_pass is not None
+        assert private.this_pass.partners is not None
         numbers = private.this_pass.partners[rows]
         pool = views(numbers.reshape(-1))
         partners = jnp.arange(numbers.size, dtype=jnp.int32).reshape(numbers.shape)
@@ -120,7 +141,7 @@ def make_hide(
         position = jnp.arange(size, dtype=jnp.int32)
         shared: dict[str, Any] = {"public_pool": public_pool}
         if private.this_pass is None:
-            shared |= {"secret": keys.secret.fold_in(step), "view_key": view_key}
+            shared |= {"secret": _step_secret(keys, step), "view_key": view_key}
             numbers = step.astype(jnp.uint32) * size + position.astype(jnp.uint32)
             split = {"image": private.images, "label": private.labels, "rows": numbers}
             return from_batch(shared, split | {"position": position})
@@ -130,9 +151,9 @@ def make_hide(
         start = step % steps_per_epoch * size
         rows = lax.dynamic_slice(private.this_pass.order, (start,), (size,))
         if config.partners == "dataset":
-            shared |= {"secret": keys.secret.fold_in(epoch), "private": private}
+            shared |= {"secret": _pass_secret(keys, epoch), "private": private}
             return from_dataset(shared, {"rows": rows})
-        shared["secret"] = keys.secret.fold_in(step)
+        shared["secret"] = _step_secret(keys, step)
         split = {"image": private.images[rows], "label": private.labels[rows], "rows": rows}
         return from_batch(shared, split | {"position": position})
 

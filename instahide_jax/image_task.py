@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ def open_data(experiment: ImageExperiment) -> tuple[Dataset, np.ndarray | None, 
     streamed = not isinstance(dataset.train, Arrays)
     if streamed and experiment.partners == "dataset" and experiment.scheme.num_partners:
         raise InputError("partners 'dataset' needs data in memory; a stream needs 'batch'")
-    return dataset, pool, [dataset.identity, identity]
+    # Row keys of a stream are those of positions in an order that a version of grain defines.
+    order = f" grain {version('grain')}" if streamed else ""
+    return dataset, pool, [dataset.identity + order, identity]
 
 
 def feeds(
@@ -102,8 +105,9 @@ def feeds(
             yield Feed(step, Private(batch["image"], batch["label"], None), None, size)
         return
     images, labels = jax.device_put((train.images, train.labels), replicated(mesh))
+    mixes = scheme if experiment.partners == "dataset" else None
     plan = jax.jit(
-        partial(plan_pass, num_images=len(labels), scheme=scheme), out_shardings=replicated(mesh)
+        partial(plan_pass, num_images=len(labels), scheme=mixes), out_shardings=replicated(mesh)
     )
     steps_per_epoch = len(labels) // size
     this_pass: Pass | None = None

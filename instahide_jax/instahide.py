@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from instahide_jax import prng
 from instahide_jax.errors import InputError
-from instahide_jax.hiding import Batch, MixingScheme, affine, soft_labels
+from instahide_jax.hiding import Batch, MixingScheme, affine, check_rows, soft_labels
 from instahide_jax.mixing import (
     MixPlan,
     draw_partners,
@@ -102,8 +102,9 @@ def encrypt(
     """Hide a batch of images: x~ = s * sum_i c_i x_i, label sum over private i of c_i y_i.
 
     A pure function without collectives or host transfers: use it under jit (`scheme` static), vmap,
-    shard_map, pmap and grad. A key must serve one pass only. The same inputs give the same
-    partners, coefficients and masks bit for bit on any number of devices.
+    shard_map, pmap and grad. A key must serve one pass only. Under the same key a row has the same
+    coefficients and mask, bit for bit, on any number of devices; and the same partners where they
+    are drawn from the same candidates: give `private_pool` or `partners`.
 
     Guarantees: coefficients keep the bounds of `scheme` in every row and follow its law; no mixture
     holds the same image twice; in one pass (rows 0..N-1 over N candidates) every candidate is used
@@ -122,7 +123,8 @@ def encrypt(
         mesh pass global numbers, or every device repeats the same masks.
       private_pool: the candidates for private partners, a dict like `batch` with N entries, of
         which candidate rows[i] is never drawn as a partner of row i (it is the row's own image,
-        where the pool contains the batch). By default the batch itself.
+        where the pool contains the batch). By default the batch itself; with `rows` given, as on
+        one device of several, the partners then depend on which rows share a call.
       partners: int32 [B, num_private - 1], positions in the candidates, where they were drawn
         before for a whole pass (`InstaHide.pass_partners`) because drawing them anew per batch
         would be wasteful.
@@ -142,10 +144,11 @@ def encrypt(
     _check(batch, candidates, public_pool, scheme, rows, partners)
     batch, candidates, public_pool = jax.tree.map(jnp.asarray, (batch, candidates, public_pool))
     size, height, width, channels = batch["image"].shape
-    rows = jnp.arange(size) if rows is None else rows
     row_parent, partner_parent = jax.random.split(typed_key)
+    is_part = rows is not None and private_pool is None
+    rows = jnp.arange(size) if rows is None else rows
     if partners is None:
-        num_candidates = None if private_pool is None else candidates["image"].shape[0]
+        num_candidates = None if is_part else candidates["image"].shape[0]
         partners = draw_row_partners(partner_parent, rows, scheme.private_slots, num_candidates)
     keys = prng.row_keys(row_parent, rows.astype(jnp.uint32))
     pool_size = 0 if public_pool is None else public_pool.shape[0]
@@ -224,14 +227,14 @@ def _check(
         raise InputError(f"images have shape {image.shape}; give [batch, height, width, channels]")
     if image.dtype != jnp.uint8 and not jnp.issubdtype(image.dtype, jnp.floating):
         raise InputError(f"images have dtype {image.dtype}; give uint8 or a float type")
-    numbers = {"rows": (rows, image.shape[:1])}
-    numbers["partners"] = (partners, (image.shape[0], scheme.num_partners))
-    for name, (given, shape) in numbers.items():
-        if given is not None and (given.shape != shape or given.dtype.kind not in "iu"):
-            raise InputError(
-                f"{name} has shape {given.shape} and dtype {given.dtype}; give integers of shape "
-                f"{shape}"
-            )
+    if rows is not None:
+        check_rows(rows, len(image))
+    shape = (len(image), scheme.num_partners)
+    if partners is not None and (partners.shape != shape or partners.dtype.kind not in "iu"):
+        raise InputError(
+            f"partners has shape {partners.shape} and dtype {partners.dtype}; give integers of "
+            f"shape {shape}"
+        )
     pools = {"private_pool": candidates["image"]}
     if scheme.num_public:
         if public_pool is None:

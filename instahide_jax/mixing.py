@@ -73,7 +73,7 @@ def draw_row_partners(
       rows: integers [B], numbers of the rows in the pass.
       num_private: private slots, the row's own included.
       num_candidates: candidate rows[i] is row i itself; or None: the candidates are the rows of
-        this call. Calls that share a key, one per device, then part here.
+        this call, which is one of several that share a key, one per device, and part here.
     """
     if num_candidates is not None:
         return draw_partners(key, num_candidates, num_private)[rows, 1:]

@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules: configurations, and what optax makes of them."""
 
+import math
 from dataclasses import dataclass, field
 
 import optax
@@ -18,7 +19,7 @@ class Schedule:
     warmup_epochs: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.warmup_epochs < 0:
+        if not 0 <= self.warmup_epochs < math.inf:
             raise InputError(f"warmup_epochs is {self.warmup_epochs}; it must be at least 0")
 
 
@@ -27,12 +28,23 @@ class StepDecay(Schedule):
     """Multiply the learning rate at given epochs.
 
     Attributes:
-      boundaries: epochs, ascending; as published, 100 and 150 of 200.
-      factor: multiplier at each.
+      boundaries: epochs, ascending, after the warm-up; as published, 100 and 150 of 200.
+      factor: multiplier at each, > 0.
     """
 
     boundaries: tuple[float, ...] = (100, 150)
     factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        starts = (self.warmup_epochs, *self.boundaries)
+        if any(not a < b for a, b in zip(starts, self.boundaries, strict=False)):
+            raise InputError(
+                f"boundaries are {self.boundaries}; they must ascend and be above "
+                f"warmup_epochs={self.warmup_epochs}"
+            )
+        if not self.factor > 0:
+            raise InputError(f"factor is {self.factor}; it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ class Optimizer:
     clip: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate is {self.learning_rate}; it must be above 0")
         if self.accumulate < 1:
             raise InputError(f"accumulate is {self.accumulate}; it must be at least 1")
@@ -153,7 +165,9 @@ def make_optimizer(
     match schedule:
         case StepDecay():
             at = [round(b * steps_per_epoch / updates) - warmup for b in schedule.boundaries]
-            after = optax.piecewise_constant_schedule(peak, dict.fromkeys(at, schedule.factor))
+            # Boundaries of a short run may fall on one update: each counts.
+            scales = {u: schedule.factor ** at.count(u) for u in at}
+            after = optax.piecewise_constant_schedule(peak, scales)
         case Cosine():
             after = optax.cosine_decay_schedule(peak, rest)
         case Linear():

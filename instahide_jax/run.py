@@ -1,5 +1,6 @@
 """The run folder: which experiment it holds, and the secret beside it."""
 
+import hashlib
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ import jax
 from instahide_jax.config import Experiment, differences, fingerprint, from_json, to_json
 from instahide_jax.errors import InputError
 from instahide_jax.secret import (
+    ALGORITHM,
     SecretKey,
     insecure_secret,
     read_secret,
@@ -57,7 +59,7 @@ def open_run(
       InputError: if the folder cannot be written, holds another experiment (the differences are
         listed) or other data, or the secret of a resumed run is missing or readable by others.
     """
-    mark = fingerprint(experiment, identities, version("instahide-jax"))
+    mark = _fingerprint(experiment, identities)
     resumed = _check_same(folder, experiment, mark)
     path = secret_file or default_secret_file(folder)
     secret = None  # whatever is wrong with it is found before the folder is made
@@ -68,13 +70,20 @@ def open_run(
         kind = "256 bits from the operating system"
         if resumed or path.exists():
             secret = read_secret(path)
+    is_new = not folder.exists()
     _make_writable(folder)
     if secret is None:
-        write_secret(path, secret_key())
+        try:
+            write_secret(path, secret_key())
+        except InputError:
+            if is_new:
+                folder.rmdir()
+            raise
         secret = read_secret(path)
     if not resumed:
         described = {
             "fingerprint": mark.hex(),
+            "data": _data_mark(identities),
             "secret": kind,
             "versions": {p: version(p) for p in ("instahide-jax", "jax", "flax", "optax")},
             "python": platform.python_version(),
@@ -83,6 +92,43 @@ def open_run(
         write_json(folder / _RUN, described)
         write_json(folder / _CONFIG, to_json(experiment))  # last: it marks the folder as a run
     return Run(folder, secret.run(mark), resumed)
+
+
+def _fingerprint(experiment: Experiment, identities: list[str]) -> bytes:
+    return fingerprint(experiment, identities, f"{version('instahide-jax')} {ALGORITHM}")
+
+
+def check_data(folder: Path, identities: list[str]) -> None:
+    """Refuse to score a run on other data than it was started on.
+
+    Raises:
+      InputError: if the identities are not those of the run.
+    """
+    described = _read_json(folder / _RUN)
+    if not isinstance(described, dict) or described.get("data") != _data_mark(identities):
+        raise InputError(
+            f"{folder} was trained on other data than its configuration now finds; restore the "
+            "data set, or train anew"
+        )
+
+
+def _data_mark(identities: list[str]) -> str:
+    return hashlib.sha256(json.dumps(identities).encode()).hexdigest()
+
+
+def run_secret(
+    folder: Path, experiment: Experiment, identities: list[str], secret_file: Path
+) -> SecretKey:
+    """The key of a run that exists, bound to its fingerprint, as `open_run` gives it.
+
+    Raises:
+      InputError: if the folder holds another experiment or other data, or the secret is missing.
+    """
+    mark = _fingerprint(experiment, identities)
+    _check_same(folder, experiment, mark)
+    if experiment.insecure_seed is not None:
+        return insecure_secret(experiment.insecure_seed).run(mark)
+    return read_secret(secret_file).run(mark)
 
 
 def read_experiment(folder: Path) -> Experiment:

@@ -5,6 +5,7 @@ fingerprint makes it impossible for two runs that differ in data or configuratio
 one-time key, even from the same secret file: their keys part at the first step.
 """
 
+import operator
 import os
 import secrets
 import stat
@@ -21,6 +22,9 @@ from instahide_jax import prng
 from instahide_jax.errors import InputError
 
 SECRET_BYTES = 32
+# Number of the way in which keys become draws and draws become mixtures. Whoever changes either
+# raises it: a key then never hides by the new way what it has hidden by the old one.
+ALGORITHM = 2
 
 
 @jax.tree_util.register_pytree_node_class
@@ -53,8 +57,21 @@ class SecretKey:
         return prng.is_insecure(self._key)
 
     def fold_in(self, number: Any) -> "SecretKey":
-        """The child key of a number, uint32."""
-        return SecretKey(jax.random.fold_in(self._key, number))
+        """The child key of a number in [0, 2**32), an integer or an integer array of shape [].
+
+        Raises:
+          InputError: for another value, which would share its key with one in range.
+        """
+        if isinstance(number, jax.core.Tracer):  # of which the dtype alone is known
+            in_range = number.dtype.kind in "iu" and number.dtype.itemsize <= 4
+        else:
+            try:
+                in_range = 0 <= operator.index(number) < 2**32 and not isinstance(number, bool)
+            except TypeError:
+                in_range = False
+        if not in_range:
+            raise InputError(f"fold_in is given {number!r}; give an integer in [0, 2**32)")
+        return SecretKey(jax.random.fold_in(self._key, jnp.asarray(number, jnp.uint32)))
 
     def stream(self, name: str) -> "SecretKey":
         """The child key of a named purpose."""

@@ -140,7 +140,7 @@ def _save_samples(
     lines = ["Shows private texts: for their owner only."]
     masked = "" if scheme.num_masks == 0 else ", times a secret mask"
     lines.append(f"What the head sees is the weighted sum of the features of these texts{masked}.")
-    for i in range(_SHOWN):
+    for i in range(min(_SHOWN, len(rows))):
         lines += ["", f"{i + 1}. label {_label_text(np.asarray(labels[i]), dataset.train.texts)}"]
         for j in np.argsort(-np.asarray(weights[i]))[: scheme.k]:
             is_own = j < len(rows)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from instahide_jax import prng
 from instahide_jax.errors import InputError
-from instahide_jax.hiding import Examples, MixingScheme, targets
+from instahide_jax.hiding import Examples, MixingScheme, check_rows, targets
 from instahide_jax.mixing import (
     draw_plan,
     draw_row_partners,
@@ -17,6 +17,9 @@ from instahide_jax.mixing import (
     random_signs,
 )
 from instahide_jax.secret import unwrap
+
+# A pool stays on the device. Beyond this a fresh mask for every example is the better choice.
+MAX_MASKS = 2**20
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,11 @@ class TextHide(MixingScheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_masks is not None and self.num_masks < 0:
+        if self.num_masks is not None and self.num_masks not in range(MAX_MASKS + 1):
+            bound = "at least 0" if self.num_masks < 0 else f"an integer up to {MAX_MASKS:,}"
             raise InputError(
-                f"num_masks is {self.num_masks}; it must be at least 0, or None for a fresh mask "
-                "per example"
+                f"num_masks is {self.num_masks}; it must be {bound}, or None for a fresh mask per "
+                "example"
             )
 
     @classmethod
@@ -97,7 +101,7 @@ class TextHide(MixingScheme):
 
         Args:
           secret: the `SecretKey` of the run, for the masks of its training.
-          draw: number of the draw; another one gives every row another mask.
+          draw: number of the draw; another one draws every row's mask anew.
           features: [B, width], outputs of the encoder.
           rows: integers [B], numbers of the examples in their set.
         """
@@ -123,8 +127,9 @@ def hide(
     """Hide features: z~ = mask * sum_i c_i z_i, label sum over private i of c_i y_i.
 
     A pure function without collectives or host transfers, differentiable in all features: gradients
-    flow through masks and mixtures into the encoder. A key must serve one step only. The same key
-    gives the same partners, coefficients and masks bit for bit on any number of devices.
+    flow through masks and mixtures into the encoder. A key must serve one step only. Under the same
+    key a row has the same coefficients and mask, bit for bit, on any number of devices; and the
+    same partners where they are drawn from the same candidates: give `private_pool`.
 
     Guarantees: coefficients keep the bounds of `scheme` in every row and follow its law; no mixture
     holds the same example twice (the published code lets one in six of a batch of 32 do so); every
@@ -145,7 +150,8 @@ def hide(
       rows: integers [B], positions in the global batch, by default 0..B-1. Every secret of a row
         comes from `fold_in`(key, position): on a mesh pass global positions.
       private_pool: (features [N, width], labels) of the candidates for partners, of which candidate
-        rows[i] is row i itself: on a mesh the gathered global batch. By default the batch.
+        rows[i] is row i itself: on a mesh the gathered global batch. By default the batch; with
+        `rows` given, the partners then depend on which rows share a call.
 
     Returns:
       Features [B, width] and labels, [B, classes] or [B], float32.
@@ -161,9 +167,10 @@ def hide(
         jnp.asarray, (features, labels, candidates, mask_pool, public_features)
     )
     size, width = features.shape
-    rows = jnp.arange(size) if rows is None else rows
     row_parent, partner_parent = jax.random.split(typed_key)
-    num_candidates = None if private_pool is None else len(candidates[0])
+    is_part = rows is not None and private_pool is None
+    num_candidates = None if is_part else len(candidates[0])
+    rows = jnp.arange(size) if rows is None else rows
     partners = draw_row_partners(partner_parent, rows, scheme.private_slots, num_candidates)
     keys = prng.row_keys(row_parent, rows.astype(jnp.uint32))
     pool_size = 0 if public_features is None else len(public_features)
@@ -221,10 +228,8 @@ def _check(
             f"labels of the batch are {labels.dtype} {labels.shape}, those of private_pool "
             f"{candidates[1].dtype} {candidates[1].shape}; they must be alike"
         )
-    if rows is not None and (rows.shape != (size,) or rows.dtype.kind not in "iu"):
-        raise InputError(
-            f"rows has shape {rows.shape} and dtype {rows.dtype}; give integers of shape {(size,)}"
-        )
+    if rows is not None:
+        check_rows(rows, size)
     if len(candidates[0]) < scheme.private_slots:
         raise InputError(
             f"{scheme.private_slots} private examples are to be mixed but there are "

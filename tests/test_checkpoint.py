@@ -143,7 +143,7 @@ def test_another_model_is_no_reason_to_remove_checkpoints(copied, opened):
     other = {**ABSTRACT, "params": {"bias": jax.ShapeDtypeStruct((64,), "float32")}}
     with pytest.raises(InputError):
         opened(copied).restore_newest(other, ONE_DEVICE)
-    assert opened(copied).steps() == [2, 4, 5]
+    assert Checkpoints(copied, read_only=True).steps() == [2, 4, 5]
 
 
 def _interrupt(folder):
@@ -178,3 +178,25 @@ def test_a_damaged_one_is_named_where_it_is_asked_for(copied, opened):
     _truncate_data(copied / "4")
     with pytest.raises(InputError, match=r"checkpoint 4 in .*copied cannot be read: "):
         opened(copied).restore(ABSTRACT, 4, ONE_DEVICE)
+
+
+def test_one_process_at_a_time_saves(saved, tmp_path, opened):
+    folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints")
+    first = opened(folder)
+    with pytest.raises(InputError, match=r"another process trains in .*run; wait for it, or"):
+        Checkpoints(folder)
+    Checkpoints(folder, read_only=True).close()
+    first.close()
+    Checkpoints(folder).close()
+
+
+def test_one_without_a_score_is_kept_as_the_newest_and_never_the_best(copied, opened):
+    checkpoints = opened(copied)
+    checkpoints.save(6, _state(6), None)
+    checkpoints.close()
+    again = opened(copied)
+    assert (again.steps(), again.best_step()) == ([2, 5, 6], 2)
+    again.save(7, _state(7), 0.1)
+    again.save(8, _state(8), 0.2)
+    again.close()
+    assert Checkpoints(copied, read_only=True).steps() == [2, 7, 8]

@@ -1,7 +1,9 @@
 """Configurations: found by name, written and read back, told apart, refused."""
 
 import dataclasses
+import importlib
 import json
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -216,6 +218,21 @@ def test_fingerprint_changes_with_any_field_data_and_version():
 def test_unreadable_json_is_refused_and_nothing_is_called(value):
     with pytest.raises(InputError, match="the saved configuration cannot be read"):
         from_json(value)
+
+
+def test_a_saved_configuration_does_not_choose_what_is_imported(tmp_path, monkeypatch):
+    """A run folder that somebody passes on could otherwise run code."""
+    (tmp_path / "payload.py").write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Thing:\n    a: int\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    value = {"class": "payload:Thing", "a": 1}
+    with pytest.raises(InputError, match=r"Thing is of payload; if you trust .* --imports payload"):
+        from_json(value)
+    assert "payload" not in sys.modules
+    module = importlib.import_module("payload")
+    assert from_json(value) == module.Thing(1)
+    del sys.modules["payload"]
 
 
 # What is refused

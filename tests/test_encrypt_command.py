@@ -143,3 +143,4 @@ def test_killed_and_started_again(place):
     assert not (place / "out.npz").exists()
     subprocess.run([*command, "1"], check=True, capture_output=True)
     assert _read("out.npz")[0].shape == (21, 8, 8, 1)
+    assert not list(place.glob(".out*"))  # nor what the kill had left

@@ -218,7 +218,7 @@ def test_output_that_cannot_be_used(tmp_path):
     taken = tmp_path / "taken.npz"
     taken.write_bytes(b"precious")
     for path, message in {
-        taken: "exists already; remove it or name another file",
+        taken: "exists already; remove it or name another --out",
         tmp_path / "hidden.txt": r"must end in \.npz or \.npy",
         tmp_path / "nowhere" / "hidden.npz": "nowhere does not exist; create it",
         taken / "hidden.npz": "taken.npz does not exist",
@@ -233,3 +233,13 @@ def test_output_that_cannot_be_used(tmp_path):
 def test_progress_is_shown(capsys):
     next(encrypt_dataset(SECRET, DATA, scheme=SCHEME, batch_size=21)).keys()
     assert re.search(r"encrypt: +0%.*0/21", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("taken", ["out.json", "out.labels.npy", "out.npy"])
+def test_no_file_beside_the_images_is_overwritten(tmp_path, taken):
+    (tmp_path / taken).write_text("precious")
+    for refuse in (check_output, lambda p: write_encrypted(p, _batches([1]), 1, {})):
+        with pytest.raises(InputError, match=rf"{taken} exists already; remove it or name another"):
+            refuse(tmp_path / "out.npy")
+    assert [p.name for p in tmp_path.iterdir()] == [taken]
+    assert (tmp_path / taken).read_text() == "precious"

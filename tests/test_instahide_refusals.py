@@ -172,6 +172,13 @@ def test_wrong_inputs(changes: dict[str, Any], arguments: dict[str, Any], messag
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("first", [-1, 2**32, 2**32 - 4])
+def test_row_numbers_that_would_wrap_around(first: int) -> None:
+    rows = np.arange(first, first + 8)
+    with pytest.raises(InputError, match=rf"rows go from {first} to {first + 7}; give numbers in"):
+        encrypt(insecure_secret(0), GOOD, rows=rows, **INSIDE)
+
+
 def test_wrong_inputs_outside_of_jit() -> None:
     with pytest.raises(InputError, match=r"batch has entries \['id', 'image', 'label'\]"):
         encrypt(insecure_key(0), GOOD | {"id": ["a patient's name"] * 8}, **INSIDE)

@@ -10,7 +10,13 @@ from tiny import EXPERIMENT
 
 from instahide_jax import run as run_module
 from instahide_jax.errors import InputError
-from instahide_jax.run import default_secret_file, open_run, read_experiment
+from instahide_jax.run import (
+    check_data,
+    default_secret_file,
+    open_run,
+    read_experiment,
+    run_secret,
+)
 from instahide_jax.secret import read_secret, secret_key, write_secret
 
 
@@ -95,6 +101,29 @@ def test_secret_of_a_resumed_run(tmp_path, spoil, message):
         open_run(tmp_path / "a", EXPERIMENT, ["data"], None)
 
 
+def test_what_scoring_reads_of_a_run(tmp_path):
+    run = open_run(tmp_path / "a", EXPERIMENT, ["data"], None)
+    secret_file = default_secret_file(tmp_path / "a")
+    again = run_secret(tmp_path / "a", EXPERIMENT, ["data"], secret_file)
+    assert _words(again) == _words(run.secret)
+    check_data(tmp_path / "a", ["data"])
+    for check in (check_data, lambda f, i: run_secret(f, EXPERIMENT, i, secret_file)):
+        with pytest.raises(InputError, match="other data"):
+            check(tmp_path / "a", ["data changed"])
+    with pytest.raises(InputError, match="is missing"):
+        run_secret(tmp_path / "a", EXPERIMENT, ["data"], tmp_path / "elsewhere")
+
+
+def test_another_algorithm_has_other_keys(tmp_path, monkeypatch):
+    """A change of how keys become mixtures must not hide the same images under the same keys."""
+    path = tmp_path / "secret"
+    before = _words(open_run(tmp_path / "a", EXPERIMENT, ["data"], path).secret)
+    monkeypatch.setattr(run_module, "ALGORITHM", run_module.ALGORITHM + 1)
+    with pytest.raises(InputError, match="another version"):
+        open_run(tmp_path / "a", EXPERIMENT, ["data"], path)
+    assert _words(open_run(tmp_path / "b", EXPERIMENT, ["data"], path).secret) != before
+
+
 def test_a_run_killed_before_it_was_a_run_starts_again(tmp_path):
     open_run(tmp_path / "a", EXPERIMENT, ["data"], None)
     (tmp_path / "a" / "config.json").unlink()
@@ -127,6 +156,13 @@ def test_folder_that_cannot_be_made(tmp_path):
     for folder in (tmp_path / "file" / "run", tmp_path / "file"):
         with pytest.raises(InputError, match=r"cannot be written: .*; choose another --workdir"):
             open_run(folder, EXPERIMENT, ["data"], None)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_secret_that_cannot_be_written_leaves_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write a secret below"):
+        open_run(tmp_path / "a", EXPERIMENT, ["data"], tmp_path / "file" / "secret")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

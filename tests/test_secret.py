@@ -368,3 +368,36 @@ def test_only_secrets_are_unwrapped() -> None:
             unwrap(wrong)
         with pytest.raises(InputError, match=r"secret_key\(\)"):
             SecretKey(wrong)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        -1,
+        2**32,
+        np.int64(2**32),
+        np.uint64(2**32 + 5),
+        jnp.int32(-1),
+        1.0,
+        np.float32(2),
+        True,
+        "1",
+    ],
+)
+def test_a_number_that_would_share_anothers_key_is_refused(number):
+    with pytest.raises(InputError, match=r"fold_in is given .*; give an integer in \[0, 2\*\*32\)"):
+        insecure_secret(0).fold_in(number)
+
+
+def _words(key):
+    return tuple(jax.random.key_data(key).tolist())
+
+
+def test_numbers_of_every_integer_type_have_the_same_key():
+    numbers = [7, np.int64(7), np.uint8(7), np.asarray(7), jnp.int32(7), jnp.uint32(7)]
+    keys = {_words(insecure_secret(0).fold_in(n).key) for n in numbers}
+    traced = jax.jit(lambda n: insecure_secret(0).fold_in(n).key)(jnp.int32(7))
+    keys.add(_words(traced))
+    assert len(keys) == 1
+    largest = insecure_secret(0).fold_in(np.int64(2**32 - 1))
+    assert _words(largest.key) not in keys

@@ -77,7 +77,7 @@ def test_synthetic_sentences_follow_their_law():
 
 def test_load_holds_out_and_tokenizes_with_the_words_of_training():
     dataset = SYNTHETIC.load(ENCODER, SyntheticText(count=9, seed=3))
-    train, validation, tests, public = dataset
+    train, validation, tests, public, _ = dataset
     assert [len(s.labels) for s in (train, validation, tests["test"], public)] == [48, 12, 20, 9]
     assert set(train.texts.first).isdisjoint(validation.texts.first)
     assert set(train.texts.first) | set(validation.texts.first) == set(SYNTHETIC.train.read().first)
@@ -119,7 +119,7 @@ def test_pairs_with_numbers_from_a_table(tmp_path):
     rows = [{"a": f"one {i}", "b": f"two {i} x", "y": i / 4} for i in range(20)]
     source = TableText(_table(tmp_path / "t.jsonl", rows), "a", "b", "y", regression=True)
     data = TextData(train=source, test=source, validation=4, length=14, buckets=())
-    train, validation, _, _ = data.load(ENCODER)
+    train, validation, *_ = data.load(ENCODER)
     assert train.num_classes is None
     assert train.labels.dtype == np.float32
     held = sorted(validation.labels)

@@ -271,6 +271,7 @@ def _rates(config, steps_per_epoch, total):
         (Schedule(), {0: 0.2, 59: 0.2}),
         (Schedule(warmup_epochs=1), {0: 0, 5: 0.1, 10: 0.2, 59: 0.2}),
         (StepDecay(boundaries=(2, 4)), {0: 0.2, 19: 0.2, 21: 0.02, 39: 0.02, 41: 0.002}),
+        (StepDecay(boundaries=(2, 2.01)), {19: 0.2, 21: 0.002}),
         (
             StepDecay(warmup_epochs=0.5, boundaries=(2, 4), factor=0.5),
             {0: 0, 4: 0.16, 5: 0.2, 19: 0.2, 21: 0.1, 39: 0.1, 41: 0.05},

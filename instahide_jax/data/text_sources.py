@@ -228,13 +228,26 @@ class TextData:
         tests = {"test": self.test.read()}
         if self.other_test is not None:
             tests["other test"] = self.other_test.read()
+        if texts.num_classes == 1:
+            raise InputError(
+                f"all training texts are of the class {texts.class_names[0]!r}; give two classes"
+            )
         for name, others in tests.items():
             if others.class_names != texts.class_names:
                 raise InputError(
                     f"the training texts have classes {texts.class_names}, those of the {name} set "
-                    f"{others.class_names}; they must be alike"
+                    f"{others.class_names}; they must be alike: set class_names for both"
                 )
-        tokenizer = self._tokenizer(encoder, texts)
+            if (others.second is None) != (texts.second is None):
+                raise InputError(
+                    f"of the training texts and the {name} set one has pairs and one has not; name "
+                    "the second column for both or for neither"
+                )
+        folder = self.tokenizer or encoder.folder
+        if folder is not None:
+            tokenizer = load_tokenizer(local_folder(folder), encoder.vocab_size)
+        else:
+            tokenizer = word_tokenizer([*texts.first, *(texts.second or ())], encoder.vocab_size)
         public_texts = None if public is None else public.read()
         held = held_out_rows(texts.labels, self.validation)
         train, validation = (_take(texts, np.flatnonzero(rows)) for rows in (~held, held))
@@ -247,13 +260,8 @@ class TextData:
             tokens_of(validation),
             {name: tokens_of(others) for name, others in tests.items()},
             None if public_texts is None else tokens_of(public_texts),
+            tokenizer if folder is None else None,
         )
-
-    def _tokenizer(self, encoder: Bert, train: Texts) -> Tokenizer:
-        folder = self.tokenizer or encoder.folder
-        if folder is not None:
-            return load_tokenizer(local_folder(folder), encoder.vocab_size)
-        return word_tokenizer([*train.first, *(train.second or ())], encoder.vocab_size)
 
 
 class TokenSet(NamedTuple):
@@ -285,12 +293,14 @@ class TextDataset(NamedTuple):
       validation: held out of them, to choose checkpoints by.
       tests: by name; looked at by `eval.py` only.
       public: public texts; their labels mean nothing.
+      words: the tokenizer where it was made of the training texts, None where a folder gave it.
     """
 
     train: TokenSet
     validation: TokenSet
     tests: dict[str, TokenSet]
     public: TokenSet | None
+    words: Tokenizer | None
 
 
 def tokenize(texts: Texts, tokenizer: Tokenizer, length: int) -> TokenSet:

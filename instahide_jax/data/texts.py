@@ -231,8 +231,10 @@ def _cell(
         raise InputError(
             f"{path}, line {line}: {column} is {value!r:.40}: expected a number or a class name"
         )
-    if value is not None and str(value).strip():
-        return _Cell(line, str(value))
+    if isinstance(value, float) and value.is_integer():  # JSON's 1.0 is the class 1
+        value = int(value)
+    if value is not None and (stripped := str(value).strip()):
+        return _Cell(line, stripped)
     if column is not None and not optional:
         raise InputError(
             f"{path}, line {line}: {column} is empty: fill it in, or read the table with "
@@ -248,6 +250,11 @@ def _labels(
     found = {cell.value for cell in cells if cell.value is not None}
     if regression or (class_names is None and not found):
         return np.array([_number(path, cell) for cell in cells], np.float64), ()
+    if class_names is None and (decimal := next(filter(_is_decimal, sorted(found)), None)):
+        raise InputError(
+            f"{path}: labels such as {decimal!r} are no classes; set regression=True to learn "
+            "numbers, or name the class_names"
+        )
     names = tuple(sorted(found, key=_order(found)) if class_names is None else class_names)
     numbers: dict[str | None, int] = {name: number for number, name in enumerate(names)}
     if not any(map(_is_integer, names)):  # else "1" could be meant as a name or as a number
@@ -264,6 +271,14 @@ def _labels(
 
 def _is_integer(value: str) -> bool:
     return value.removeprefix("-").isdecimal()
+
+
+def _is_decimal(value: str) -> bool:
+    """Whether a label is a number but no integer."""
+    try:
+        return math.isfinite(float(value)) and not _is_integer(value)
+    except ValueError:
+        return False
 
 
 def _order(values: set[str]) -> Callable[[str], Any]:

@@ -21,7 +21,8 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokeniz
 
     tokenizer.json is taken as it stands; without one, vocab.txt becomes BERT's WordPiece, with
     do_lower_case (default true), strip_accents (default: as do_lower_case) and
-    tokenize_chinese_chars (default true) of tokenizer_config.json.
+    tokenize_chinese_chars (default true) of tokenizer_config.json. A vocabulary with capitals in
+    more than a tenth of its words, as that of bert-base-cased, needs the first of these to be said.
 
     Args:
       folder: a folder of Hugging Face's layout.
@@ -33,6 +34,8 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokeniz
         `vocab_size`.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; name one with a vocabulary")
     whole, words = folder / "tokenizer.json", folder / "vocab.txt"
     if whole.is_file():
         source, tokenizer = whole, _read(whole, lambda: Tokenizer.from_file(str(whole)))
@@ -158,6 +161,13 @@ def _wordpiece(words: Path, settings_file: Path) -> Tokenizer:
     absent = [name for name, number in numbers.items() if number is None]
     if absent:
         raise InputError(f"{words} lacks {', '.join(absent)}; take the vocabulary of a BERT")
+    vocabulary = tokenizer.get_vocab()
+    capitals = sum(word != word.lower() and not word.startswith("[") for word in vocabulary)
+    if "do_lower_case" not in settings and capitals > len(vocabulary) // 10:
+        raise InputError(
+            f"{capitals} words of {words} have capitals, and nothing says that texts keep theirs; "
+            f'write {{"do_lower_case": false}} to {settings_file}'
+        )
     tokenizer.normalizer = _read(
         settings_file,
         lambda: normalizers.BertNormalizer(

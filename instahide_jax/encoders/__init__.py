@@ -2,6 +2,7 @@
 
 from instahide_jax.encoders.base import EncoderConfig, Model, Variables, make_model, num_parameters
 from instahide_jax.encoders.bert import Bert
+from instahide_jax.encoders.bert_folder import from_folder
 from instahide_jax.encoders.convnet import ConvNet, LeNet5
 from instahide_jax.encoders.heads import Head, TanhHead
 from instahide_jax.encoders.resnet import ResNet, ResNet18, WideResNet
@@ -18,6 +19,7 @@ __all__ = [
     "TanhHead",
     "Variables",
     "WideResNet",
+    "from_folder",
     "make_model",
     "num_parameters",
 ]

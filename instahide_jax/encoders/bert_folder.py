@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer
 
 from instahide_jax.encoders.base import EncoderConfig, Tree, make_model
 from instahide_jax.encoders.bert import Bert
@@ -117,7 +118,7 @@ def from_folder(path: str | Path, **settings: Any) -> Bert:
         for field, name in _RATES.items()
         if name in content
     }
-    if kind == "roberta" and "pad_token_id" in content:
+    if kind == "roberta" and content.get("pad_token_id") is not None:
         values["padding_idx"] = _number(file, content, "pad_token_id", int)
     return Bert(**{**values, "kind": kind, "folder": str(path), **settings})
 
@@ -143,6 +144,23 @@ def pretrained(config: EncoderConfig) -> Tree | None:
     return load_params(config)
 
 
+def _check_architecture(config: Bert, described: Bert, folder: Path) -> None:
+    """Refuse an encoder that would compute something else with the weights of a folder."""
+    names = ["kind", *_SIZES, "norm_epsilon"]
+    if described.kind == "roberta":
+        names.append("padding_idx")
+    differing = [
+        f"{name} is {getattr(config, name)} instead of {getattr(described, name)}"
+        for name in names
+        if getattr(config, name) != getattr(described, name)
+    ]
+    if differing:
+        raise InputError(
+            f"the encoder is not that of {folder / 'config.json'}: {'; '.join(differing)}; change "
+            "it, or take the folder that belongs to it"
+        )
+
+
 def load_params(config: Bert) -> Tree:
     """The weights in `config.folder`: float32 NumPy arrays in the tree of params["encoder"].
 
@@ -152,12 +170,14 @@ def load_params(config: Bert) -> Tree:
     not "pooled". Every other tensor must be one of the encoder's, in its shape.
 
     Raises:
-      InputError: if `config.folder` is None or cannot be read; or one that lists all tensors that
-        are missing, surplus or misshapen (no more than 10 names of each).
+      InputError: if `config.folder` is None or cannot be read, or its config.json is that of
+        another architecture; or one that lists all tensors that are missing, surplus or misshapen
+        (no more than 10 names of each).
     """
     if config.folder is None:
         raise InputError("the encoder names no folder to load from; set folder")
     folder = local_folder(config.folder)
+    _check_architecture(config, from_folder(config.folder), folder)
     paths, abstract, treedef = _abstract(replace(config, folder=None))
     names = [_tensor_name(path) for path in paths]
     shapes = {
@@ -202,7 +222,11 @@ def load_params(config: Bert) -> Tree:
 
 
 def save_folder(
-    path: str | Path, config: Bert, params: Tree, *, tokenizer: str | Path | None = None
+    path: str | Path,
+    config: Bert,
+    params: Tree,
+    *,
+    tokenizer: str | Path | Tokenizer | None = None,
 ) -> None:
     """Write a folder that `from_folder` and Hugging Face's transformers read.
 
@@ -212,17 +236,15 @@ def save_folder(
       path: must not exist yet; its parent must.
       config: the encoder. output, remat, dtype and folder have no place in config.json.
       params: of the encoder: params["encoder"] of a model.
-      tokenizer: a folder whose `TOKENIZER_FILES` are copied, or None.
+      tokenizer: a folder whose `TOKENIZER_FILES` are copied, a tokenizer, or None.
 
     Raises:
       InputError: if `path` exists or cannot be written, `params` are not those of `config`, or
         `tokenizer` holds no vocabulary.
     """
     path = Path(path)
-    if path.exists():
-        raise InputError(f"{path} exists already; choose another folder")
+    copied = check_new_folder(path, None if isinstance(tokenizer, Tokenizer) else tokenizer)
     tensors = _to_tensors(config, params)
-    copied = [] if tokenizer is None else _tokenizer_files(local_folder(tokenizer))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir()
@@ -230,6 +252,8 @@ def save_folder(
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         for file in copied:
             shutil.copyfile(file, temporary / file.name)
+        if isinstance(tokenizer, Tokenizer):
+            tokenizer.save(str(temporary / "tokenizer.json"))
         for file in temporary.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -238,6 +262,19 @@ def save_folder(
         raise InputError(f"cannot write {path}: {error}; choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_folder(path: Path, tokenizer: str | Path | None) -> list[Path]:
+    """Refuse what `save_folder` could not write; the files of the tokenizer.
+
+    Raises:
+      InputError: if `path` exists, its parent does not, or `tokenizer` holds no vocabulary.
+    """
+    if path.exists():
+        raise InputError(f"{path} exists already; choose another folder")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"folder {path.parent} does not exist; create it or choose another folder")
+    return [] if tokenizer is None else _tokenizer_files(local_folder(tokenizer))
 
 
 def _to_tensors(config: Bert, params: Tree) -> dict[str, np.ndarray]:
