@@ -54,7 +54,7 @@ def main() -> None:
     train_step = make_train_step(task.make_take(mesh), task.scheme, model, optimizer, mesh)
     validate = task.make_validate(model)
 
-    seed_key = jax.random.key(experiment.seed)
+    seed_key = jax.random.key(experiment.seed, impl="threefry2x32")  # whatever JAX's default is
     fresh = jax.eval_shape(partial(init_state, model, optimizer), seed_key)
     weights = pretrained(experiment.encoder)
     run = open_run(workdir, experiment, task.identities, secret_file)  # all is checked: write

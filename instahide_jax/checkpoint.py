@@ -1,7 +1,10 @@
 """Checkpoints through Orbax: the newest two and the best; the newest whole one is restored."""
 
 import fcntl
+import json
 import logging
+import math
+import shutil
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,9 +31,13 @@ class Checkpoints:
         With `read_only` nothing is created or removed: a run may be saving there at the time.
 
         Raises:
-          InputError: if another process has the folder open to save.
+          InputError: if another process has the folder open to save, or it is no folder, or a score
+            cannot be read and `read_only` forbids to mend that.
         """
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is no folder; move it away, or choose another --workdir")
         self._lock = None if read_only else _locked(folder.with_name(".lock"))
+        _check_scores(folder, mend=not read_only)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.AnyPreservationPolicy(
                 [
@@ -136,6 +143,20 @@ class Checkpoints:
         self._manager.close()
         if self._lock is not None:
             self._lock.close()
+
+
+def _check_scores(folder: Path, mend: bool) -> None:
+    """Find scores that cannot be read: Orbax would open none of the checkpoints because of one."""
+    for file in folder.glob("[0-9]*/metrics/metrics"):
+        try:
+            if math.isfinite(json.loads(file.read_bytes())["accuracy"]):
+                continue
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        if not mend:
+            raise InputError(f"{file} cannot be read; start the training again, which mends it")
+        _log.warning("%s cannot be read; this checkpoint is not taken for the best", file)
+        shutil.rmtree(file.parent)
 
 
 def _locked(path: Path) -> IO[str]:

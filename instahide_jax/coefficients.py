@@ -156,7 +156,8 @@ def _pull_within(coefficients: jax.Array, law: CoefficientLaw) -> jax.Array:
     partners = (mass - own) / max(1, law.num_private - 1)
     public = (1.0 - mass) / max(1, law.k - law.num_private)
     centre = jnp.array(
-        [own] + [partners] * (law.num_private - 1) + [public] * (law.k - law.num_private)
+        [own] + [partners] * (law.num_private - 1) + [public] * (law.k - law.num_private),
+        jnp.float32,
     )[None, None, :]
     # Powers of two, because a product that rounds would not round alike in every loop (see `mix`).
     shares = np.append(0.5 ** np.arange(1, 21), 0).astype(np.float32)[None, :, None]

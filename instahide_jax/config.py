@@ -221,7 +221,7 @@ def from_json(value: Any) -> Any:
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
             raise TypeError(f"{name} is no configuration class")
         return kind(**fields)
-    except (KeyError, ImportError, AttributeError, TypeError) as error:
+    except (KeyError, ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"the saved configuration cannot be read: {error}") from None
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from instahide_jax.data.embedded import check_arrays
 from instahide_jax.errors import InputError
 from instahide_jax.instahide import InstaHide
-from instahide_jax.secret import ALGORITHM, SecretKey, insecure_secret
+from instahide_jax.secret import ALGORITHM, SecretKey, insecure_secret, unwrap
 
 _CHUNK_BYTES = 1 << 24
 
@@ -59,15 +59,17 @@ def encrypt_dataset(
       order of the data.
 
     Raises:
-      InputError: at the call, before any work: for arguments out of range, labels out of range,
-        NaN or infinite pixels or labels, and whatever `encrypt` refuses.
+      InputError: at the call, before any work: for a key that is no secret, arguments out of range,
+        labels out of range or negative, NaN or infinite pixels or labels, and whatever `encrypt`
+        refuses.
     """
     if passes < 1:
         raise InputError(f"passes is {passes}; it must be at least 1")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+    bound = SecretKey(unwrap(secret))
     _check_data(data, public_pool, scheme)
-    return _encrypted(secret, data, public_pool, scheme, passes, batch_size, progress)
+    return _encrypted(bound, data, public_pool, scheme, passes, batch_size, progress)
 
 
 def _encrypted(
@@ -115,10 +117,13 @@ def _check_data(
     images, labels = data["image"], data["label"]
     hard = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
     check_arrays(images, hard, scheme.num_classes or int(hard.max(initial=0)) + 1)
-    if labels.ndim == 2 and not (wrong := np.isfinite(labels).all(axis=1)).all():
-        raise InputError(
-            f"soft label {int(np.argmin(wrong))} holds NaN or infinity; correct or remove it"
-        )
+    if labels.ndim == 2:
+        right = (np.isfinite(labels) & (labels >= 0)).all(axis=1)
+        if not right.all():
+            raise InputError(
+                f"soft label {int(np.argmin(right))} holds NaN, infinity or a negative number; "
+                "correct or remove it"
+            )
     if public_pool is not None:
         check_arrays(public_pool, np.zeros(len(public_pool), np.int32), 1)
     if len(images) < scheme.private_slots:
@@ -202,6 +207,10 @@ def write_encrypted(
             (folder / "note.json", labels, images), _outputs(path), strict=True
         ):
             os.replace(part, target)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; free space, or name another --out"
+        ) from error
     finally:
         shutil.rmtree(folder)
 
@@ -240,6 +249,9 @@ def _write_parts(
                 np.lib.format.open_memmap(p, "w+", dtype=a.dtype, shape=(total, *a.shape[1:]))
                 for p, a in zip(paths, arrays, strict=True)
             ]
+            for path in paths:  # a disk that fills up under a memory map would kill the process
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         for target, values in zip(maps, arrays, strict=True):
             target[done : done + len(values)] = values
         done += len(batch["label"])

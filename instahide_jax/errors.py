@@ -1,5 +1,6 @@
 """The exceptions that end a program in one line, and how the programs report them."""
 
+import errno
 import os
 import signal
 import sys
@@ -8,6 +9,11 @@ from collections.abc import Callable
 
 # "Temporary failure, try again" of sysexits.h.
 STOPPED = os.EX_TEMPFAIL
+# Faults of the machine that a user mends: a full disk, a folder of others, a file in the way.
+_OF_THE_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.EISDIR, errno.ENOTDIR),
+}
 
 
 class InputError(ValueError):
@@ -35,6 +41,7 @@ def stop_request() -> threading.Event:
 def run_main(main: Callable[[], None]) -> None:
     """Run a program's `main`; turn an `InputError` into one line on stderr and exit code 2.
 
+    So does a fault of the machine, such as a full disk.
     A `Stopped` ends with exit code 75 (`STOPPED`), and Ctrl-C with 130 and no traceback, as in any
     shell tool.
     """
@@ -42,6 +49,12 @@ def run_main(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        print(f"error: cannot write or read{where}: {error.strerror}; mend that", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(str(stopped), file=sys.stderr)

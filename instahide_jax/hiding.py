@@ -4,6 +4,7 @@ A scheme may act on the inputs (InstaHide), on the encoder's features (TextHide)
 train step calls both methods and never asks which scheme it has.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -44,8 +45,7 @@ class NoHiding:
             raise InputError(f"mean is {self.mean} and std is {self.std}; give both or neither")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise InputError(f"mean is {self.mean} and std is {self.std}; give as many of each")
-        if self.std is not None and not min(self.std, default=0) > 0:
-            raise InputError(f"std is {self.std}; every entry must be above 0")
+        check_statistics(self.mean, self.std)
         if self.num_classes is not None and self.num_classes < 1:
             raise InputError(f"num_classes is {self.num_classes}; it must be at least 1")
 
@@ -160,8 +160,8 @@ class MixingScheme(NoHiding):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.k < 1:
-            raise InputError(f"k is {self.k}; it must be at least 1")
+        if not isinstance(self.k, int) or self.k < 1:
+            raise InputError(f"k is {self.k!r}; it must be an integer of at least 1")
         if not 1 <= self.private_slots <= self.k:
             raise InputError(f"num_private is {self.private_slots}; it must lie in [1, k={self.k}]")
         if not 1.0 / self.k <= self.max_coefficient <= 1:
@@ -229,6 +229,17 @@ def affine(
         )
     mean_, std_ = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, -1) for v in (mean, std))
     return -unit * mean_, 1.0 / (unit * std_)
+
+
+def check_statistics(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+    """Refuse a mean or standard deviation that is not finite, and a deviation of 0 or less."""
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and not (
+            isinstance(values, tuple) and all(map(math.isfinite, values))
+        ):
+            raise InputError(f"{name} is {values}; give a tuple of finite numbers")
+    if std is not None and not min(std, default=0) > 0:
+        raise InputError(f"std is {std}; every entry must be above 0")
 
 
 def check_rows(rows: Any, size: int) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from instahide_jax import prng
 from instahide_jax.errors import InputError
@@ -114,7 +115,9 @@ def encrypt(
     Args:
       key: a `SecretKey` or typed ChaCha20 key, shape []. Generators of at most 128 bits are
         refused.
-      batch: "image" [B, H, W, C], uint8 or float, and "label", integers [B] or soft [B, classes].
+      batch: "image" [B, H, W, C], uint8 or float, and "label", integers [B] in [0, num_classes) or
+        soft [B, classes]. Values are checked in NumPy arrays alone: a label out of range in an
+        array of JAX, which may be traced, becomes a label of zeros.
       public_pool: [M, H, W, C] of the dtype of the images, M >= k - num_private; needed in cross
         mode.
       scheme: the parameters; `InstaHide.cross()` by default.
@@ -122,7 +125,7 @@ def encrypt(
         comes from `fold_in`(key, number), so a row number must not return under the same key: on a
         mesh pass global numbers, or every device repeats the same masks.
       private_pool: the candidates for private partners, a dict like `batch` with N entries, of
-        which candidate rows[i] is never drawn as a partner of row i (it is the row's own image,
+        which candidate rows[i] < N is never drawn as a partner of row i (it is the row's own image,
         where the pool contains the batch). By default the batch itself; with `rows` given, as on
         one device of several, the partners then depend on which rows share a call.
       partners: int32 [B, num_private - 1], positions in the candidates, where they were drawn
@@ -213,6 +216,19 @@ def _check(
                 f"{name} has {part['image'].shape[0]} images but labels of shape "
                 f"{part['label'].shape}; give one label per image"
             )
+        labels, limit = part["label"], scheme.num_classes
+        if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu" and labels.size and limit:
+            low, high = labels.min(), labels.max()  # of arrays of JAX, which may be traced, unknown
+            if not 0 <= low <= high < limit:
+                raise InputError(
+                    f"labels of {name} go from {low} to {high}; the scheme has {limit} classes: "
+                    f"give integers in [0, {limit})"
+                )
+        if labels.ndim == 2 and limit not in (None, labels.shape[1]):
+            raise InputError(
+                f"labels of {name} have {labels.shape[1]} classes, the scheme num_classes={limit}; "
+                "they must be alike"
+            )
     classes = [
         part["label"].shape[1] if part["label"].ndim == 2 else scheme.num_classes
         for part in (batch, candidates)
@@ -223,6 +239,8 @@ def _check(
             "they must be alike"
         )
     image = batch["image"]
+    if not len(image):
+        raise InputError("the batch holds no image; give at least one")
     if image.ndim != 4:
         raise InputError(f"images have shape {image.shape}; give [batch, height, width, channels]")
     if image.dtype != jnp.uint8 and not jnp.issubdtype(image.dtype, jnp.floating):
@@ -259,4 +277,10 @@ def _check(
         raise InputError(
             f"{scheme.private_slots} private images are to be mixed but there are {num_candidates} "
             "candidates; lower k, or give a larger batch or private_pool"
+        )
+    last = len(image) - 1 if rows is None else rows.max() if isinstance(rows, np.ndarray) else 0
+    if partners is None and candidates is not batch and last >= num_candidates:
+        raise InputError(
+            f"row {last} has no candidate of its own among the {num_candidates} of private_pool; "
+            "give one for every row, or partners"
         )

@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+_log = logging.getLogger(__name__)
 
 
 class MetricWriter:
@@ -44,11 +47,23 @@ class MetricWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics file; a last line that a kill cut short is left out."""
+    """The lines of a metrics file, up to the first that cannot be read.
+
+    A last line that a kill cut short is left out in silence, what stands after damage with a
+    warning.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    read: list[dict[str, float]] = []
+    whole_lines = path.read_bytes().split(b"\n")[:-1]
+    for number, line in enumerate(whole_lines, 1):
+        try:
+            values = json.loads(line)
+            read.append({"step": int(values["step"]), **values})
+        except (ValueError, KeyError, TypeError):
+            _log.warning("%s: line %d cannot be read; left out from there on", path, number)
+            break
+    return read
 
 
 def progress_bar(total: int, initial: int, description: str) -> tqdm:

@@ -38,12 +38,13 @@ class StepDecay(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         starts = (self.warmup_epochs, *self.boundaries)
-        if any(not a < b for a, b in zip(starts, self.boundaries, strict=False)):
+        ascend = all(a < b < math.inf for a, b in zip(starts, self.boundaries, strict=False))
+        if not ascend:
             raise InputError(
                 f"boundaries are {self.boundaries}; they must ascend and be above "
                 f"warmup_epochs={self.warmup_epochs}"
             )
-        if not self.factor > 0:
+        if not 0 < self.factor < math.inf:
             raise InputError(f"factor is {self.factor}; it must be above 0")
 
 
@@ -80,7 +81,7 @@ class Optimizer:
             raise InputError(f"learning_rate is {self.learning_rate}; it must be above 0")
         if self.accumulate < 1:
             raise InputError(f"accumulate is {self.accumulate}; it must be at least 1")
-        if self.clip is not None and self.clip <= 0:
+        if self.clip is not None and not 0 < self.clip < math.inf:
             raise InputError(f"clip is {self.clip}; it must be above 0, or None")
 
     def transformation(self, rate: optax.Schedule) -> optax.GradientTransformation:
@@ -106,7 +107,7 @@ class Sgd(Optimizer):
         super().__post_init__()
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum is {self.momentum}; it must lie in [0, 1)")
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"weight_decay is {self.weight_decay}; it must be at least 0")
 
     def transformation(self, rate: optax.Schedule) -> optax.GradientTransformation:
@@ -143,9 +144,9 @@ class AdamW(Optimizer):
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        if self.epsilon <= 0:
+        if not 0 < self.epsilon < math.inf:
             raise InputError(f"epsilon is {self.epsilon}; it must be above 0")
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"weight_decay is {self.weight_decay}; it must be at least 0")
 
     def transformation(self, rate: optax.Schedule) -> optax.GradientTransformation:

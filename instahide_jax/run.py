@@ -21,6 +21,7 @@ from instahide_jax.secret import (
     write_secret,
 )
 
+_PARTITIONABLE = "jax_threefry_partitionable"
 _CONFIG = "config.json"
 _RUN = "run.json"
 
@@ -95,7 +96,9 @@ def open_run(
 
 
 def _fingerprint(experiment: Experiment, identities: list[str]) -> bytes:
-    return fingerprint(experiment, identities, f"{version('instahide-jax')} {ALGORITHM}")
+    # The last decides what order and views a seed gives, and so what a row key meets.
+    order = f"{_PARTITIONABLE}={jax.config.values[_PARTITIONABLE]}"
+    return fingerprint(experiment, identities, f"{version('instahide-jax')} {ALGORITHM} {order}")
 
 
 def check_data(folder: Path, identities: list[str]) -> None:
@@ -140,13 +143,21 @@ def read_experiment(folder: Path) -> Experiment:
     path = folder / _CONFIG
     if not path.is_file():
         raise InputError(f"{folder} is no run folder ({_CONFIG} is missing); train there first")
-    return from_json(_read_json(path))
+    experiment = from_json(_read_json(path))
+    if not isinstance(experiment, Experiment):
+        raise InputError(f"{path} holds no experiment; restore it or train anew")
+    return experiment
 
 
 def _check_same(folder: Path, experiment: Experiment, mark: bytes) -> bool:
     """Whether the folder holds exactly this experiment; refuses another one."""
     path = folder / _CONFIG
     if not path.exists():
+        if any(folder.glob("checkpoints/[0-9]*")):
+            raise InputError(
+                f"{folder} holds checkpoints but no {_CONFIG} that says of which experiment; "
+                "restore it, or use another --workdir"
+            )
         return False
     changed = differences(_read_json(path), to_json(experiment))
     if changed:

@@ -200,3 +200,24 @@ def test_one_without_a_score_is_kept_as_the_newest_and_never_the_best(copied, op
     again.save(8, _state(8), 0.2)
     again.close()
     assert Checkpoints(copied, read_only=True).steps() == [2, 7, 8]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"foo": 1}', b'{"accuracy": "x"}'])
+@pytest.mark.parametrize("step", [2, 5])
+def test_a_score_that_cannot_be_read_costs_no_checkpoint(copied, opened, caplog, step, content):
+    (copied / str(step) / "metrics" / "metrics").write_bytes(content)
+    with pytest.raises(InputError, match=rf"{step}/metrics/metrics cannot be read; start"):
+        Checkpoints(copied, read_only=True)
+    with caplog.at_level(logging.WARNING, "instahide_jax"):
+        checkpoints = opened(copied)
+    assert "is not taken for the best" in caplog.text
+    assert checkpoints.steps() == [2, 4, 5]
+    assert checkpoints.best_step() == (5 if step == 2 else 2)
+    state = checkpoints.restore_newest(ABSTRACT, ONE_DEVICE)
+    chex.assert_trees_all_equal(*jax.device_get((state, _state(5))))
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(InputError, match="checkpoints is no folder; move it away"):
+        Checkpoints(tmp_path / "checkpoints")

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import math
 import sys
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from instahide_jax.data.sources import DataConfig, Mnist5k, PoolHeldOut, TfdsStr
 from instahide_jax.data.text_sources import SyntheticText
 from instahide_jax.encoders import Bert, Head, TanhHead
 from instahide_jax.errors import InputError
-from instahide_jax.optimizers import AdamW, Cosine, Linear, Schedule, Sgd
+from instahide_jax.optimizers import AdamW, Cosine, Linear, Schedule, Sgd, StepDecay
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
 ALL = [f"{path}:{name}" for path in CONFIGS for name in variants(path)]
@@ -296,3 +297,29 @@ def test_the_smallest_batch_that_holds_a_mixture():
 def test_bases_say_what_is_missing():
     with pytest.raises(TypeError, match="DataConfig does not define load"):
         DataConfig().load()
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: Schedule(warmup_epochs=x),
+        lambda x: StepDecay(boundaries=(1, x)),
+        lambda x: StepDecay(factor=x),
+        lambda x: Sgd(x),
+        lambda x: Sgd(weight_decay=x),
+        lambda x: Sgd(clip=x),
+        lambda x: AdamW(epsilon=x),
+        lambda x: InstaHide.inside(mean=(0.1, x), std=(0.1, 0.1)),
+        lambda x: InstaHide.inside(mean=(0.1, 0.1), std=(0.1, x)),
+    ],
+)
+def test_numbers_that_are_none(make, wrong):
+    with pytest.raises(InputError, match=r"nan|inf"):
+        make(wrong)
+
+
+@pytest.mark.parametrize("boundaries", [(2, 1), (1, 1), (0.5, 3), (-1,)])
+def test_boundaries_that_do_not_ascend(boundaries):
+    with pytest.raises(InputError, match=r"boundaries are .*; they must ascend and be above warm"):
+        StepDecay(warmup_epochs=0.5, boundaries=boundaries)

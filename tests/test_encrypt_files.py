@@ -1,14 +1,24 @@
 """Data sets hidden batch by batch, and files that are whole or absent."""
 
+import errno
 import json
+import os
 import re
 
+import chex
 import jax
 import numpy as np
 import pytest
 from tiny import CLASSES, labelled, pixels
 
-from instahide_jax import InputError, InstaHide, encrypt, insecure_secret
+from instahide_jax import (
+    InputError,
+    InstaHide,
+    SecretKey,
+    encrypt,
+    insecure_key,
+    insecure_secret,
+)
 from instahide_jax.encrypt_files import (
     _content_digest,
     check_output,
@@ -156,7 +166,7 @@ def test_any_change_of_content_gives_other_keys(whole):
         ({"data": DATA | {"name": ARRAYS.labels}}, "released in clear"),
         ({"data": DATA | {"label": ARRAYS.labels[:20]}}, "21 images.* 20 labels"),
         ({"data": DATA | {"label": ARRAYS.labels + 1}}, "label 3 is 4: must be in"),
-        ({"data": DATA | {"label": SOFT_NAN}}, "soft label 2 holds NaN or infinity"),
+        ({"data": DATA | {"label": SOFT_NAN}}, "soft label 2 holds NaN, infinity or a negative"),
         ({"scheme": CROSS, "public_pool": DATA["image"][:, :4]}, "public_pool holds uint8 images"),
         ({"public_pool": np.full((9, 8, 8, 1), np.inf)}, "image 0 holds NaN or infinite"),
     ],
@@ -243,3 +253,30 @@ def test_no_file_beside_the_images_is_overwritten(tmp_path, taken):
             refuse(tmp_path / "out.npy")
     assert [p.name for p in tmp_path.iterdir()] == [taken]
     assert (tmp_path / taken).read_text() == "precious"
+
+
+def test_what_is_no_secret_is_refused_at_the_call():
+    for wrong in (0, jax.random.key(0), b"0" * 32):
+        with pytest.raises(InputError, match="secret_key"):
+            encrypt_dataset(wrong, DATA, scheme=SCHEME)
+
+
+def test_a_typed_key_will_do():
+    key = insecure_key(3)
+    chex.assert_trees_all_equal(_hidden(secret=key), _hidden(secret=SecretKey(key)))
+
+
+def test_negative_soft_labels_are_refused():
+    soft = -np.eye(len(DATA["image"]), dtype=np.float32)
+    with pytest.raises(InputError, match="soft label 0 holds NaN, infinity or a negative number"):
+        encrypt_dataset(insecure_secret(0), {**DATA, "label": soft}, scheme=SCHEME)
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match=r"cannot write .*: No space left on device; free"):
+        write_encrypted(tmp_path / "a.npz", _batches([3]), 3, {})
+    assert not list(tmp_path.iterdir())

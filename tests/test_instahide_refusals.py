@@ -40,7 +40,7 @@ from instahide_jax.coefficients import CoefficientLaw
         ({"std": (0.5,)}, "give both or neither"),
         ({"mean": (0.5,), "std": (0.5, 0.5)}, "give as many of each"),
         ({"mean": (0.5,), "std": (0.0,)}, "std is (0.0,); every entry must be above 0"),
-        ({"mean": (0.5,), "std": (math.nan,)}, "every entry must be above 0"),
+        ({"mean": (0.5,), "std": (math.nan,)}, "std is (nan,); give a tuple of finite numbers"),
         ({"mean": (), "std": ()}, "every entry must be above 0"),
         ({"num_classes": 0}, "num_classes is 0; it must be at least 1"),
     ],
@@ -146,7 +146,7 @@ CROSS = {"scheme": InstaHide.cross(num_classes=3)}
         (
             {},
             INSIDE | {"private_pool": {"image": images(9), "label": np.zeros((9, 4), np.float32)}},
-            "labels of the batch have 3 classes, those of private_pool 4",
+            "labels of private_pool have 4 classes, the scheme num_classes=3",
         ),
         ({}, INSIDE | {"rows": np.arange(7)}, "rows has shape (7,) and dtype int"),
         ({}, INSIDE | {"rows": np.arange(8.0)}, "rows has shape (8,) and dtype float"),
@@ -219,3 +219,27 @@ def test_good_inputs_pass() -> None:
     arguments = INSIDE | {"private_pool": pool, "rows": np.arange(8, dtype=np.uint8)}
     partners = np.zeros((8, 3), np.int64)
     jax.eval_shape(lambda key: encrypt(key, GOOD, partners=partners, **arguments), insecure_key(0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({"label": np.arange(8)}, {}, "labels of batch go from 0 to 7; the scheme has 3 classes"),
+        ({"label": np.arange(8) - 8}, {}, "labels of batch go from -8 to -1"),
+        ({"label": np.ones((8, 4), np.float32)}, {}, "labels of batch have 4 classes, the scheme"),
+        ({"image": images(0), "label": labels(0)}, {}, "the batch holds no image"),
+        (
+            {},
+            {"private_pool": {"image": images(5), "label": labels(5)}},
+            "row 7 has no candidate of its own among the 5 of private_pool",
+        ),
+        (
+            {},
+            {"private_pool": {"image": images(9), "label": labels(9)}, "rows": np.arange(2, 10)},
+            "row 9 has no candidate of its own among the 9 of private_pool",
+        ),
+    ],
+)
+def test_wrong_values(changes: dict[str, Any], arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        encrypt(insecure_secret(0), GOOD | changes, **INSIDE, **arguments)

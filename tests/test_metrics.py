@@ -1,6 +1,8 @@
 """The metrics file: cut off, resumed, rounded."""
 
 import json
+import logging
+import re
 
 import pytest
 
@@ -73,3 +75,15 @@ def test_progress_bar_starts_where_a_run_resumes(capsys):
     bar.update()
     bar.close()
     assert "5/10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [b"nonsense", b"\0" * 40, b"[1]", b'{"a": 1}', b"\xff"])
+def test_lines_after_damage_are_left_out_with_a_warning(tmp_path, caplog, damage):
+    whole = _write(tmp_path, 0, [1, 2, 3])
+    path = tmp_path / "metrics.jsonl"
+    lines = whole.encode().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1] + damage + b"\n" + lines[2])
+    with caplog.at_level(logging.WARNING, "instahide_jax"):
+        assert [line["step"] for line in read_metrics(path)] == [1, 2]
+    assert re.search(r"metrics.jsonl: line 3 cannot be read; left out", caplog.text)
+    assert _write(tmp_path, 2, [3]) == whole

@@ -188,3 +188,11 @@ def test_damaged_descriptions(tmp_path, name, content):
 def test_no_run_folder(tmp_path):
     with pytest.raises(InputError, match="is no run folder"):
         read_experiment(tmp_path)
+
+
+def test_checkpoints_without_a_configuration_are_nobodys(tmp_path):
+    open_run(tmp_path / "a", EXPERIMENT, ["data"], None)
+    (tmp_path / "a" / "checkpoints" / "7").mkdir(parents=True)
+    (tmp_path / "a" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"holds checkpoints but no config.json .*; restore it"):
+        open_run(tmp_path / "a", EXPERIMENT, ["data"], None)
