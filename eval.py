@@ -33,6 +33,7 @@ from instahide_jax.optimizers import make_optimizer
 from instahide_jax.parallel import make_mesh, replicated
 from instahide_jax.run import (
     check_data,
+    check_precision,
     default_secret_file,
     read_experiment,
     run_secret,
@@ -73,6 +74,7 @@ class Arguments:
 
 def main() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every folder it opens
+    check_precision()
     arguments = parse_args(Arguments, sys.argv[1:], prog="eval.py")
     for module in arguments.imports:
         try:

@@ -31,7 +31,7 @@ from instahide_jax.metrics import MetricWriter, progress_bar
 from instahide_jax.optimizers import make_optimizer
 from instahide_jax.parallel import check_batch_size, make_mesh, replicated
 from instahide_jax.pictures import save_curves
-from instahide_jax.run import Run, open_run
+from instahide_jax.run import Run, check_precision, open_run
 from instahide_jax.task import Task
 from instahide_jax.training import Keys, TrainState, check_finite, init_state, make_train_step
 
@@ -41,6 +41,7 @@ FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 def main() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every folder it opens
+    check_precision()
     experiment, workdir, secret_file = parse_command_line(sys.argv[1:])
     mesh = make_mesh()
     check_batch_size(experiment.batch_size, mesh)

@@ -40,6 +40,12 @@ class Run(NamedTuple):
     resumed: bool
 
 
+def check_precision() -> None:
+    """Refuse to train or score with JAX's 64-bit types: seeds would give other orders and views."""
+    if jax.config.values["jax_enable_x64"]:
+        raise InputError("JAX_ENABLE_X64 is set; training is in 32 bits: unset it")
+
+
 def default_secret_file(folder: Path) -> Path:
     """Beside the run folder, not in it: the folder may be copied, the secret stays."""
     return folder.absolute().with_name(folder.absolute().name + ".secret")

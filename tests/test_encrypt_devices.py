@@ -116,6 +116,16 @@ def test_eight_devices_give_the_bits_of_one(
         np.testing.assert_array_equal(hidden[part], on_one_device[name][part][:num_rows])
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_64_bit_types_change_no_bit(name: str, on_one_device: dict[str, Tree]) -> None:
+    case = CASES[name]
+    with jax.enable_x64(True):
+        hidden = jax.jit(case.hide)(case.shared, case.split(np.arange(8)))
+        assert hidden["image"].dtype == hidden["label"].dtype == np.float32
+    for part in ("image", "label"):
+        np.testing.assert_array_equal(hidden[part], on_one_device[name][part][:8])
+
+
 def test_the_search_for_collectives_finds_them() -> None:
     summed = jax.shard_map(
         lambda x: jax.lax.psum(x, "data"), mesh=mesh(), in_specs=P("data"), out_specs=P()

@@ -252,13 +252,21 @@ def test_resuming_wrongly_leaves_the_run_alone(
         (("RUN", "--encryptions", "0"), "number of encryptions is 0; it must be at least 1"),
         (("RUN", "--min-own-coefficient", "0.9"), "min_own_coefficient is 0.9"),
         (("EMPTY_RUN",), "no checkpoint in .*; train first"),
+        (("OTHER_DATA",), "was trained on other data than its configuration now finds; restore"),
+        (("RUN", "--masks", "3"), "--masks says nothing about a run on images; leave it out"),
+        (("RUN", "--save-folder", "new"), "--save-folder says nothing about a run on images"),
+        (("RUN", "--imports", "no.such.module"), "--imports no.such.module: .* installed"),
     ],
 )
 def test_scoring_wrongly_is_one_line(arguments, message, finished, call, tmp_path):
     empty = tmp_path / "run"
     empty.mkdir()
-    shutil.copy(finished[0] / "config.json", empty)
-    names = {"RUN": str(finished[0]), "EMPTY_RUN": str(empty)}
+    for name in ("config.json", "run.json"):
+        shutil.copy(finished[0] / name, empty)
+    other = shutil.copytree(empty, tmp_path / "other")
+    described = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(described | {"data": "0"}))
+    names = {"RUN": str(finished[0]), "EMPTY_RUN": str(empty), "OTHER_DATA": str(other)}
     code, _, err = call("eval", *(names.get(a, a) for a in arguments))
     assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", err), err
     assert code == 2

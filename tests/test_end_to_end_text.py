@@ -18,6 +18,7 @@ from programs import (
     without_speed,
 )
 
+from instahide_jax.data.tokenize import load_tokenizer
 from instahide_jax.encoders.bert_folder import from_folder, load_params
 from instahide_jax.metrics import read_metrics
 
@@ -159,6 +160,33 @@ def test_killed_runs_end_as_one_that_was_not(place, finished):
     assert "Resuming at step" in out
     assert_same_state(final_text_state(finished[0]), final_text_state(folder))
     assert without_speed(folder) == without_speed(finished[0])
+
+
+def test_saved_words_are_read_by_the_same_loader(place):
+    """The words were those of the training texts, as no folder gave others."""
+    folder = place.folder / "saved"
+    tokenizer = load_tokenizer(folder, from_folder(folder, output="pooled").vocab_size)
+    words = tokenizer.get_vocab()
+    assert {"[PAD]", "[CLS]", "[SEP]"} < set(words)
+    assert len(words) > 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--encryptions", "2"), "--encryptions says nothing about a run on texts; leave it out"),
+        (("--masks", "0"), "number of masks is 0; it must be at least 1"),
+        (("--save-folder", "saved"), "saved exists already; choose another folder"),
+        (("--save-folder", "no/where"), "folder no does not exist; create it or choose another"),
+    ],
+)
+def test_scoring_wrongly_is_one_line(place, finished, call, monkeypatch, arguments, message):
+    monkeypatch.chdir(place.folder)
+    before = (finished[0] / "eval.json").stat().st_mtime_ns
+    code, out, err = call("eval", "finished", *arguments)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", err), err
+    assert (finished[0] / "eval.json").stat().st_mtime_ns == before
 
 
 def test_the_secret_is_needed(finished, call, tmp_path):
