@@ -173,9 +173,12 @@ def call(monkeypatch, capsys):
         monkeypatch.syspath_prepend(str(ROOT))
         module = importlib.import_module(name)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
+        code = 0
+        try:
             run_main(module.main)
+        except SystemExit as stop:
+            code = stop.code
         captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
+        return code, captured.out, captured.err
 
     return run

@@ -23,6 +23,7 @@ from programs import (
 )
 
 from instahide_jax import read_secret
+from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.errors import STOPPED
 from instahide_jax.metrics import read_metrics
 from instahide_jax.run import read_experiment
@@ -89,6 +90,31 @@ def test_score_is_printed_and_written(finished, scored):
     for count, accuracy in values["encrypted_accuracy"].items():
         assert re.search(rf"T={count} +accuracy {accuracy:.4f}", out)
         assert 0 <= accuracy <= 1
+
+
+def test_the_best_checkpoint_is_scored_where_asked_for(finished, call, tmp_path):
+    """Beside a newest one of which it is known that it is not the best."""
+    folder = shutil.copytree(finished[0], tmp_path / "finished")
+    scores = {
+        line["step"]: line["validation_accuracy"]
+        for line in read_metrics(folder / "metrics.jsonl")
+        if "validation_accuracy" in line
+    }
+    best = {step for step, score in scores.items() if score == max(scores.values())}
+    checkpoints = Checkpoints(folder / "checkpoints")
+    newest = final_state(folder).replace(step=np.int32(STEPS + 1))
+    checkpoints.save(STEPS + 1, jax.device_put(newest), accuracy=0.0)
+    checkpoints.close()
+    scored = {}
+    for which in ("best", "newest"):
+        code, out, err = call("eval", folder, "--checkpoint", which, "--encryptions")
+        assert code == 0, err
+        values = json.loads((folder / "eval.json").read_text())
+        assert values["checkpoint"] == which
+        assert f"{which} checkpoint (step {values['step']})" in out
+        scored[which] = values["step"]
+    assert scored["best"] in best
+    assert scored["newest"] == STEPS + 1
 
 
 def test_a_finished_run_is_not_trained_again(place, finished):
