@@ -2,8 +2,10 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -110,6 +112,23 @@ class Place:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def interrupt(self, sent, folder, ready, *arguments):
+        """Start train.py and send a signal once `ready()`: exit code, stdout and stderr.
+
+        On a busy machine a run may end before the signal reaches it. It is then started anew, up
+        to four times.
+        """
+        for _ in range(5):
+            shutil.rmtree(folder, ignore_errors=True)
+            process = self.start("train.py", *arguments)
+            while process.poll() is None and not ready():
+                time.sleep(0.001)
+            process.send_signal(sent)
+            out, err = process.communicate(timeout=300)
+            if process.returncode != 0:
+                break
+        return process.returncode, out, err
 
     def run(self, program, *arguments, **settings):
         """(exit code, stdout, stderr) of a program."""
