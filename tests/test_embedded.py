@@ -7,7 +7,6 @@ import importlib.resources
 import io
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -108,10 +107,8 @@ def test_identity_tells_contents_orders_and_shapes_apart():
 # mnist5k
 
 
-def test_mnist5k_is_fast_balanced_and_interleaved():
-    start = time.perf_counter()
+def test_mnist5k_is_balanced_and_interleaved():
     train, test = mnist5k()
-    assert time.perf_counter() - start < 1.5
     for arrays, per_class in [(train, 400), (test, 100)]:
         assert arrays.images.shape == (10 * per_class, 28, 28, 1)
         assert arrays.images.dtype == np.uint8

@@ -136,7 +136,9 @@ def test_killed_and_started_again(place):
     assert running.stderr is not None
     seen = b""
     while b"image/s" not in seen:  # the progress bar is moving
-        seen += running.stderr.read(1)
+        byte = running.stderr.read(1)
+        assert byte, seen  # it ended
+        seen += byte
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
     running.stderr.close()

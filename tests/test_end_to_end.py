@@ -23,6 +23,7 @@ from programs import (
 )
 
 from instahide_jax import read_secret
+from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.errors import STOPPED
 from instahide_jax.metrics import read_metrics
 from instahide_jax.run import read_experiment
@@ -91,6 +92,31 @@ def test_score_is_printed_and_written(finished, scored):
         assert 0 <= accuracy <= 1
 
 
+def test_the_best_checkpoint_is_scored_where_asked_for(finished, call, tmp_path):
+    """Beside a newest one of which it is known that it is not the best."""
+    folder = shutil.copytree(finished[0], tmp_path / "finished")
+    scores = {
+        line["step"]: line["validation_accuracy"]
+        for line in read_metrics(folder / "metrics.jsonl")
+        if "validation_accuracy" in line
+    }
+    best = {step for step, score in scores.items() if score == max(scores.values())}
+    checkpoints = Checkpoints(folder / "checkpoints")
+    newest = final_state(folder).replace(step=np.int32(STEPS + 1))
+    checkpoints.save(STEPS + 1, jax.device_put(newest), accuracy=0.0)
+    checkpoints.close()
+    scored = {}
+    for which in ("best", "newest"):
+        code, out, err = call("eval", folder, "--checkpoint", which, "--encryptions")
+        assert code == 0, err
+        values = json.loads((folder / "eval.json").read_text())
+        assert values["checkpoint"] == which
+        assert f"{which} checkpoint (step {values['step']})" in out
+        scored[which] = values["step"]
+    assert scored["best"] in best
+    assert scored["newest"] == STEPS + 1
+
+
 def test_a_finished_run_is_not_trained_again(place, finished):
     folder = finished[0]
     names = ("metrics.jsonl", "config.json", "run.json", "samples.png")
@@ -132,11 +158,10 @@ def test_killed_runs_end_as_one_that_was_not(place, finished):
         assert process.returncode in (-signal.SIGKILL, 0), err
         kills.append(last_step(folder))
         if process.returncode == 0 or kills[-1] == STEPS:
-            break
+            break  # on a busy machine it may end by itself
     print("killed after steps", kills)
     code, out, err = place.run(*arguments)
     assert code == 0, err
-    assert kills[0] < STEPS
     assert "is damaged" not in err
     assert "Resuming at step" in out
     assert_same_state(final_state(finished[0]), final_state(folder))
@@ -147,17 +172,15 @@ def test_a_terminated_run_is_saved_where_it_is_and_goes_on(place, finished):
     """SIGTERM, as schedulers send it before they take a machine away."""
     folder = place.folder / "terminated"
     shutil.copy(finished[0].with_name("finished.secret"), place.folder / "terminated.secret")
-    arguments = ("train.py", "tiny.py", "--workdir", "terminated")
-    process = place.start(*arguments)
-    while last_step(folder) < 10 and process.poll() is None:
-        time.sleep(0.001)
-    process.terminate()
-    out, err = process.communicate()
-    assert process.returncode == STOPPED, err
+    arguments = ("tiny.py", "--workdir", "terminated")
+    code, out, err = place.interrupt(
+        signal.SIGTERM, folder, lambda: last_step(folder) >= 10, *arguments
+    )
+    assert code == STOPPED, err
     (step,) = re.findall(r"^stopped and saved at step (\d+) of 90; the same command", err, re.M)
     assert max(whole_checkpoints(folder)) == int(step) == last_step(folder)
     assert "Done" not in out
-    code, out, err = place.run(*arguments)
+    code, out, err = place.run("train.py", *arguments)
     assert code == 0, err
     assert f"Resuming at step {step} of {STEPS}" in out
     assert_same_state(final_state(finished[0]), final_state(folder))
@@ -187,8 +210,10 @@ def test_a_loss_that_explodes_ends_the_run_and_no_bad_checkpoint_is_kept(place, 
 def _spellings(key):
     """How 256 bits might be written: 8 bytes at a time, as bytes, hexadecimal and decimal."""
     words = np.asarray(jax.random.key_data(key)).astype(np.uint32)
-    spelled = {str(w).encode() for w in words if w > 10**7}
-    spelled |= {str(w.astype(np.int32)).encode() for w in words if w > 2**31}
+    # Ten digits: shorter numbers might stand among the thousands of digits of a run by chance, in
+    # one run of 20,000; these do in less than one of 100,000.
+    spelled = {str(w).encode() for w in words if w >= 10**9}
+    spelled |= {str(w.astype(np.int32)).encode() for w in words if 2**31 < w <= 2**32 - 10**9}
     for order in ("<u4", ">u4"):
         raw = words.astype(order).tobytes()
         for i in range(0, 28, 4):

@@ -225,6 +225,36 @@ def test_steps_differ_in_everything(steps: Any) -> None:
     assert len(np.unique(np.concatenate([step["intra"][1] for step in steps]), axis=0)) == 4_800
 
 
+@pytest.mark.parametrize("name", ["intra", "inter", "fresh"])
+def test_every_step_of_a_run_has_its_own_key(name: str) -> None:
+    scheme, count = SCHEMES[name], 5
+    public = PUBLIC_FEATURES if scheme.num_public else None
+
+    def of_step(step: int | jax.Array) -> Any:
+        secret = insecure_secret(MASK_KEY)
+        return scheme.hide_features(secret, step, FEATURES, LABELS, public)
+
+    made = jax.jit(of_step)
+    features, labels = (
+        np.stack(parts) for parts in zip(*(made(np.int32(t)) for t in range(count)), strict=True)
+    )
+    assert len(np.unique(labels > 0, axis=0)) == count  # partners
+    coefficients = np.sort(labels, axis=2).reshape(count * BATCH, -1)
+    assert len(np.unique(coefficients, axis=0)) == count * BATCH
+    masks = np.sign(features)
+    assert len(np.unique(masks, axis=0)) == count
+    all_masks = len(np.unique(masks.reshape(count * BATCH, -1), axis=0))
+    assert all_masks == (count * BATCH if name == "fresh" else MASKS)
+
+    secret = insecure_secret(MASK_KEY)
+    pool = scheme.mask_pool(secret.stream("masks"), WIDTH) if scheme.num_masks else None
+    expected = jax.jit(partial(hide, scheme=scheme, public_features=public))(
+        secret.stream("features").fold_in(3), FEATURES, LABELS, pool
+    )
+    np.testing.assert_array_equal(labels[3], expected[1])
+    np.testing.assert_allclose(features[3], expected[0], rtol=1e-6)
+
+
 def _hide_part(
     scheme: TextHide, public: Any, words: Any, own: Any, labels: Any, rows: Any, everyone: Any
 ) -> Any:

@@ -12,10 +12,10 @@ import optax
 import pytest
 from tiny import CLASSES, labelled, tiny
 
-from instahide_jax import InstaHide, NoHiding, encrypt
+from instahide_jax import InstaHide, NoHiding, encrypt, insecure_secret
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import Dataset, Statistics
-from instahide_jax.encoders import ConvNet, Variables
+from instahide_jax.encoders import ConvNet, Model, Variables
 from instahide_jax.image_evaluation import make_evaluate
 from instahide_jax.image_step import make_hide
 from instahide_jax.image_task import feeds
@@ -28,6 +28,8 @@ from instahide_jax.optimizers import (
     StepDecay,
     make_optimizer,
 )
+from instahide_jax.parallel import make_mesh
+from instahide_jax.training import Examples, Keys, init_state, make_train_step
 
 PARTNERS = ("dataset", "batch")
 
@@ -76,7 +78,7 @@ def test_step_equals_one_written_by_hand():
     params, stats = jax.tree.map(jnp.copy, (start.params, start.stats))  # start is donated
     rows = np.asarray(private.this_pass.order)[:8]
     hidden = jax.jit(partial(encrypt, scheme=run.scheme))(
-        run.keys.secret.fold_in(0),
+        run.keys.secret.stream("pass").fold_in(0),
         {"image": run.data.images[rows], "label": run.data.labels[rows]},
         rows=rows,
         private_pool={"image": run.data.images, "label": run.data.labels},
@@ -96,6 +98,36 @@ def test_step_equals_one_written_by_hand():
     assert int(state.step) == 1
     moved = jax.tree.map(lambda p, q: np.abs(p - q).max(), params, expected)
     assert min(jax.tree.leaves(moved)) > 1e-4  # the bound above tells steps apart
+
+
+def test_dropout_has_new_keys_in_every_step():
+    """The model outputs random numbers of a dropout key, and no parameter ever changes."""
+    examples = Examples(np.zeros((8, 1), np.float32), np.zeros(8, np.float32))
+
+    def losses(of):
+        def features(variables, inputs, *, train, dropout_key):
+            assert train
+            noise = jax.random.uniform(dropout_key, inputs.shape)
+            return (noise if of == "encoder" else inputs), variables.stats
+
+        def logits(params, features, dropout_key):
+            noise = jax.random.uniform(dropout_key, features.shape)
+            return params["scale"] * (noise if of == "head" else features)
+
+        model = Model(lambda key: Variables({"scale": jnp.ones((1, 1))}, {}), features, logits)
+        optimizer, mesh = optax.set_to_zero(), make_mesh(jax.devices()[:1])
+        step = make_train_step(lambda *_: examples, NoHiding(), model, optimizer, mesh)
+        state, made = init_state(model, optimizer, jax.random.key(0)), []
+        for _ in range(5):
+            state, metrics = step(state, keys, None, None)
+            made.append(float(metrics["loss"]))
+        return made
+
+    keys = Keys(insecure_secret(5), jax.random.key(6))
+    encoder, head = losses("encoder"), losses("head")
+    assert len({*encoder, *head}) == 10  # one key serves neither two steps nor both parts
+    assert losses("encoder") == encoder
+    assert min(encoder + head) > 0
 
 
 @pytest.mark.parametrize(
