@@ -29,14 +29,11 @@ from instahide_jax.encoders.bert_folder import pretrained
 from instahide_jax.errors import InputError, Stopped, run_main, stop_request
 from instahide_jax.metrics import MetricWriter, progress_bar
 from instahide_jax.optimizers import make_optimizer
-from instahide_jax.parallel import check_batch_size, make_mesh, replicated
+from instahide_jax.parallel import FAST_COMPILE, check_batch_size, make_mesh, replicated
 from instahide_jax.pictures import save_curves
 from instahide_jax.run import Run, check_precision, open_run
 from instahide_jax.task import Task
 from instahide_jax.training import Keys, TrainState, check_finite, init_state, make_train_step
-
-# For what runs once: optimising it would take longer than running it.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 def main() -> None:

@@ -52,6 +52,11 @@ class Experiment:
     log_every: int = field(default=50, kw_only=True)
 
     def __post_init__(self) -> None:
+        kinds = {"encoder": EncoderConfig, "scheme": NoHiding, "optimizer": Optimizer}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                given = type(getattr(self, name)).__name__
+                raise InputError(f"{name} is a {given}; it must be a {kind.__name__}")
         for name in ("epochs", "batch_size", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -22,14 +22,12 @@ from instahide_jax.hiding import NoHiding
 from instahide_jax.image_evaluation import evaluate_split, make_evaluate, num_images
 from instahide_jax.image_step import Pass, Private, make_hide, make_take, plan_pass
 from instahide_jax.instahide import InstaHide
-from instahide_jax.parallel import replicated, sharded
+from instahide_jax.parallel import FAST_COMPILE, replicated, sharded
 from instahide_jax.pictures import save_samples
 from instahide_jax.task import Feed, Task, Validation
 from instahide_jax.training import Keys, TrainState
 
 _SHOWN = 8  # images in the picture
-# For what runs once: optimising it would take longer than running it.
-_FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 def open_task(experiment: ImageExperiment) -> Task:
@@ -39,6 +37,8 @@ def open_task(experiment: ImageExperiment) -> Task:
       InputError: if data or public pool are not there, or do not fit the experiment.
     """
     dataset, pool, identities = open_data(experiment)
+    if dataset.train.num_classes < 2:
+        raise InputError("all training images are of one class; give at least two classes")
     scheme = experiment.scheme.for_data(dataset.train.num_classes, *dataset.statistics)
     return Task(
         scheme=scheme,
@@ -157,7 +157,7 @@ def _save_first_batch(
         }
         return {t: (b["image"][:_SHOWN], b["label"][:_SHOWN]) for t, b in made.items()}
 
-    run = jax.jit(first, compiler_options=_FAST_COMPILE)
+    run = jax.jit(first, compiler_options=FAST_COMPILE)
     made = jax.device_get(run(keys, feed.private, pool))
     labels = []
     for row in made[list(schemes)[-1]][1]:

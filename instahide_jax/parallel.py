@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from instahide_jax.errors import InputError
 
 DeviceMap = Literal["shard_map", "pmap"]
+# Compiler options for what runs once: optimising it would take longer than running it.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
 Tree = Any
 
 

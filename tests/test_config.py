@@ -272,6 +272,13 @@ def test_unreadable_json_is_refused_and_nothing_is_called(value):
         from_json(value)
 
 
+@pytest.mark.parametrize("name", ["encoder", "scheme", "optimizer"])
+def test_parts_of_another_kind_are_refused(name):
+    value = to_json(EXPERIMENT) | {name: to_json(EXPERIMENT.data)}
+    with pytest.raises(InputError, match=rf"{name} is a \w+; it must be a "):
+        from_json(value)
+
+
 def test_a_saved_configuration_does_not_choose_what_is_imported(tmp_path, monkeypatch):
     """A run folder that somebody passes on could otherwise run code."""
     (tmp_path / "payload.py").write_text(
