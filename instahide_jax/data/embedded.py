@@ -9,7 +9,7 @@ import importlib.resources
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -181,15 +181,19 @@ def _mnist_arrays(rows: np.ndarray) -> Arrays:
 
 
 @contextmanager
-def decoding(what: str, remedy: str) -> Iterator[None]:
-    """Turn the errors of damaged data into an `InputError` that says what was being decoded."""
+def decoding(what: str | Callable[[], str], remedy: str) -> Iterator[None]:
+    """Turn the errors of damaged data into an `InputError` that says what was being decoded.
+
+    A `what` that takes work to say is a function, called on an error only.
+    """
     try:
         yield
     except InputError:  # is a ValueError, and says already what is wrong
         raise
     except _DECODE_ERRORS as error:
         cause = str(error).partition("\n")[0]
-        raise InputError(f"{what} cannot be decoded ({cause}): {remedy}") from error
+        said = what if isinstance(what, str) else what()
+        raise InputError(f"{said} cannot be decoded ({cause}): {remedy}") from error
 
 
 def decode_image(

@@ -13,6 +13,7 @@ import math
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,13 @@ __all__ = [
     "arrays_from_folder",
     "arrays_from_npz",
     "check_arrays",
+    "check_record",
     "load_arrays",
     "make_arrays",
     "open_builder",
     "open_split",
     "read_example",
+    "reading",
     "split_files",
 ]
 
@@ -277,6 +280,37 @@ def _image_and_label(
     return (height, width, channels), label
 
 
+def reading(source: Any, name: str, start: int, stop: int) -> AbstractContextManager[None]:
+    """Report damage met while records `start` to `stop` - 1 of a TFDS data source are decoded.
+
+    The `InputError` names the files that hold them, `name` (data set and split) and the records.
+    """
+    records = f"record {start}" if stop == start + 1 else f"records {start} to {stop - 1}"
+    return decoding(
+        lambda: f"{_record_files(source, start, stop)}, {name}: {records}",
+        "remove its folder and prepare the data set again",
+    )
+
+
+def _record_files(source: Any, start: int, stop: int) -> str:
+    files, first = [], 0
+    for part in source.dataset_info.splits[source.split].file_instructions:
+        if first < stop and start < first + part.take:
+            files.append(str(part.filename))
+        first += part.take
+    return ", ".join(files)
+
+
+def check_record(record: dict[str, Any]) -> None:
+    """ValueError for a record without its features.
+
+    Of a file that is cut short at the end of a block all records are found, and all are empty.
+    """
+    missing = [name for name, value in record.items() if value is None]
+    if missing:
+        raise ValueError(f"it holds no {', '.join(missing)}: the file is damaged or cut short")
+
+
 def read_example(split: Split, index: int, size: int | None = None) -> tuple[np.ndarray, int]:
     """Image uint8 [H, W, C] and label of one record; see `decode_image` for `size`.
 
@@ -284,10 +318,12 @@ def read_example(split: Split, index: int, size: int | None = None) -> tuple[np.
 
     Raises:
       InputError: the record or its image cannot be decoded, or its label is outside
-        [0, num_classes); the message names data set, split and record.
+        [0, num_classes); the message names data set, split and record, where it cannot be decoded
+        also the file.
     """
-    with decoding(f"{split.name}: record {index}", "prepare the data set again"):
+    with reading(split.source, split.name, index, index + 1):
         record = split.source[index]
+        check_record(record)
         image = decode_image(record["image"], split.image_shape[2] or 3, size)
     label = int(record["label"])
     if not 0 <= label < split.num_classes:
