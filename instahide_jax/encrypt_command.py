@@ -8,7 +8,7 @@ from instahide_jax.config import to_json
 from instahide_jax.data.embedded import Arrays, arrays_from_folder, arrays_from_npz
 from instahide_jax.data.public_pool import load_public_pool
 from instahide_jax.data.sources import measure_statistics
-from instahide_jax.data.tfds_io import load_arrays
+from instahide_jax.data.tfds_io import is_name, load_arrays
 from instahide_jax.encrypt_files import check_output, encrypt_dataset, write_encrypted
 from instahide_jax.errors import InputError
 from instahide_jax.instahide import InstaHide
@@ -77,6 +77,6 @@ def _load(arguments: "EncryptArguments") -> Arrays:
         return arrays_from_npz(path)
     if path.is_dir():
         return arrays_from_folder(path, arguments.size)
-    if path.suffix or len(path.parts) > 2:  # a TFDS name is "name" or "name/config"
+    if not is_name(arguments.source):
         raise InputError(f"{path} does not exist; give a TFDS name, a .npz file or a folder")
     return load_arrays(arguments.source, arguments.split, arguments.data_dir)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import labelled
+from tiny import labelled, write_tfds
 
 from instahide_jax import InputError, cli
 from instahide_jax.secret import read_secret
@@ -92,6 +92,13 @@ def test_cross_from_a_folder(place):
     assert described["class_names"] == ["class0", "class1", "class2", "class3"]
 
 
+def test_a_version_of_a_tfds_set(place):
+    write_tfds(place / "tfds", "tiny", {"train": ARRAYS})
+    for source, out in (("tiny:1.0.0", "hidden"), ("tiny", "again")):
+        _run(f"{source} --data-dir tfds --out {out}.npz --secret-file a.secret")
+    np.testing.assert_array_equal(_read("hidden.npz")[0], _read("again.npz")[0])
+
+
 WRONG = {
     "nan.npz": "image 5 holds NaN or infinite pixels: correct or remove it",
     "negative.npz": "label 0 is -1: must be in",
@@ -99,7 +106,11 @@ WRONG = {
     "unlabelled.npz": "unlabelled.npz holds image: expected either 'label' or 'labels'",
     "empty": "empty",
     "nowhere.npz": "nowhere.npz does not exist",
+    "nowhere.d": "nowhere.d does not exist; give a TFDS name, a .npz file or a folder",
+    "./nowhere": "nowhere does not exist; give a TFDS name",
+    "a/b/c": "a/b/c does not exist; give a TFDS name",
     "cifar10 --data-dir empty": "instahide prepare cifar10",
+    "cifar10:3.0.2 --data-dir empty": "instahide prepare cifar10",
     "data.npz --k 1": "k is 1, so nothing is mixed; it must be at least 2",
     "data.npz --k 22": "22 private images are to be mixed but there are 21; lower k",
     "data.npz --passes 0": "passes is 0; it must be at least 1",

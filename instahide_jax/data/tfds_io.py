@@ -41,6 +41,7 @@ __all__ = [
     "arrays_from_npz",
     "check_arrays",
     "check_record",
+    "is_name",
     "load_arrays",
     "make_arrays",
     "open_builder",
@@ -52,6 +53,7 @@ __all__ = [
 
 # Text sets that `instahide prepare` makes of local files; TFDS lists neither without TensorFlow.
 _PREPARED_FROM = {"glue": "FOLDER_OR_ZIP", "movie_reviews": "vaderSentiment-3.3.2.tar.gz"}
+_NAME = re.compile(r"(\w[\w.-]*)(?:/(\w[\w.,=+-]*))?(?::([\d.*]+))?")  # name/config:version
 _THREADS_FROM = 96 * 96  # pixels of an image from which several threads decode faster
 
 
@@ -84,6 +86,15 @@ class Split:
     def name(self) -> str:
         """Name, config, version and split, for messages."""
         return self.identity.rsplit(" ", 2)[0]
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be a TFDS name: NAME or NAME/CONFIG, either with :VERSION.
+
+    A NAME with a dot is rather that of a file.
+    """
+    match = _NAME.fullmatch(text)
+    return match is not None and "." not in match[1]
 
 
 def open_split(name: str, split: str, data_dir: str | None = None) -> Split:
@@ -179,7 +190,7 @@ def _data_root(data_dir: str | None) -> Path:
 
 def _find_prepared(name: str, root: Path) -> Path:
     """The folder of the newest prepared version that `name` asks for."""
-    match = re.fullmatch(r"(\w[\w.-]*)(?:/(\w[\w.,=+-]*))?(?::([\d.*]+))?", name)
+    match = _NAME.fullmatch(name)
     if match is None:
         raise InputError(f"data set name {name!r}: expected NAME, NAME/CONFIG or NAME:VERSION")
     base, config, version = match.groups()
