@@ -160,6 +160,21 @@ def test_what_is_there_but_unreadable_is_refused(fashion: Path, tmp_path: Path) 
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     with pytest.raises(InputError, match=rf"^{result.path} holds the data set as tfrecord, which"):
         prepare("fashion_mnist", fashion, tmp_path / "tfds")
+    features = result.path / "features.json"
+    for file, text in (
+        (info, "garbage"),
+        (info, '{"nope": 3}'),
+        (features, "garbage"),
+        (features, "3"),
+    ):
+        kept = file.read_text()
+        file.write_text(text)
+        with pytest.raises(
+            InputError, match=rf"^{result.path} exists but is no data set"
+        ) as caught:
+            prepare("fashion_mnist", fashion, tmp_path / "tfds")
+        assert "\n" not in str(caught.value)
+        file.write_text(kept)
     info.unlink()
     with pytest.raises(InputError, match=rf"^{result.path} exists but is no data set"):
         prepare("fashion_mnist", fashion, tmp_path / "tfds")

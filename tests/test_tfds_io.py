@@ -284,7 +284,12 @@ def test_other_formats_and_damaged_descriptions(copied):
     _edit(copied / "dataset_info.json", '"fileFormat": "tfrecord",', "")  # of sets before 2022
     with pytest.raises(InputError, match="stored as tfrecord, expected array_record"):
         _open(copied)
+    kept = (copied / "dataset_info.json").read_text()
     (copied / "dataset_info.json").write_text('{"name": ')
+    with pytest.raises(InputError, match=r"description in .* cannot be decoded .*prepare tiny"):
+        _open(copied)
+    (copied / "dataset_info.json").write_text(kept)
+    (copied / "features.json").write_text("3")
     with pytest.raises(InputError, match=r"description in .* cannot be decoded .*prepare tiny"):
         _open(copied)
 

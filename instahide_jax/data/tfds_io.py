@@ -39,6 +39,7 @@ __all__ = [
     "Split",
     "arrays_from_folder",
     "arrays_from_npz",
+    "builder_of",
     "check_arrays",
     "check_record",
     "is_name",
@@ -141,15 +142,9 @@ def open_builder(name: str, data_dir: str | None) -> Any:
       InputError: unknown or unprepared set, config or version; another storage format than
         array_record.
     """
-    import tensorflow_datasets as tfds
-    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
-
     folder = _find_prepared(name, _data_root(data_dir))
     with decoding(f"the description in {folder}", f"prepare {name} again"):
-        try:
-            builder = tfds.builder_from_directory(folder)
-        except ParseError as error:
-            raise ValueError(error) from error
+        builder = builder_of(folder)
     found = builder.info.file_format.value
     if found != "array_record":
         raise InputError(
@@ -157,6 +152,17 @@ def open_builder(name: str, data_dir: str | None) -> Any:
             f"remove the folder and run `instahide prepare {name}`"
         )
     return builder
+
+
+def builder_of(folder: Path) -> Any:
+    """TFDS' builder of a prepared folder; OSError or ValueError if its description is damaged."""
+    import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
+
+    try:
+        return tfds.builder_from_directory(folder)
+    except (ParseError, TypeError) as error:  # TypeError: for JSON of other content
+        raise ValueError(error) from error
 
 
 def split_files(builder: Any, name: str, split: str) -> tuple[int, list[Path]]:
