@@ -17,6 +17,11 @@ def place(tmp_path_factory):
 WRONG = {
     "no config": ("", "no config is given|config .* does not exist"),
     "unknown config": (f"{ROOT}/configs/mnist5.py", r"did you mean .*configs/mnist5k\.py\?"),
+    "option first": ("--seed 3 CONFIG", "--seed stands before 3, .* the config comes first: train"),
+    "no value": (
+        "CONFIG --workdir",
+        r"argument --workdir: expected one argument; see train\.py --h",
+    ),
     "unknown variant": ("CONFIG:vanila", r"has no variant 'vanila'; did you mean vanilla\?"),
     "unknown field": ("CONFIG --sed 3", r"unknown option --sed; did you mean --seed\?"),
     "unknown nested field": ("CONFIG --scheme.kk 3", r"did you mean --scheme\.k\?"),
