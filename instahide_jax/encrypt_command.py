@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instahide_jax.config import to_json
-from instahide_jax.data.embedded import Arrays, arrays_from_folder, arrays_from_npz
+from instahide_jax.data.embedded import Arrays, arrays_from_npz
+from instahide_jax.data.image_folder import arrays_from_folder
 from instahide_jax.data.public_pool import load_public_pool
 from instahide_jax.data.sources import measure_statistics
 from instahide_jax.data.tfds_io import is_name, load_arrays

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from instahide_jax.data.image_folder import EIGHT_BIT_MODES
+from instahide_jax.data.embedded import EIGHT_BIT_MODES, FORMATS
 from instahide_jax.data.pool_files import (
     PublicPool,
     check_outputs,
@@ -307,7 +307,7 @@ def _random_square(
 def _read_photo(path: Path) -> np.ndarray:
     """Decode a photo, upright: uint8 [H, W, 3]."""
     try:
-        with Image.open(path) as photo:
+        with Image.open(path, formats=FORMATS) as photo:
             if photo.mode not in EIGHT_BIT_MODES:
                 raise InputError(f"{path} has more than 8 bits per channel; convert it first")
             return np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))

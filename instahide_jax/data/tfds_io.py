@@ -24,7 +24,6 @@ from tqdm import tqdm
 from instahide_jax.data.embedded import (
     MODE_OF_CHANNELS,
     Arrays,
-    arrays_from_folder,
     arrays_from_npz,
     check_arrays,
     decode_image,
@@ -37,7 +36,6 @@ from instahide_jax.errors import InputError
 __all__ = [
     "Arrays",
     "Split",
-    "arrays_from_folder",
     "arrays_from_npz",
     "builder_of",
     "check_arrays",
