@@ -56,6 +56,7 @@ def test_check_arrays_accepts_pixels_with_labels_in_range(dtype, label_dtype):
         (np.zeros((3, 4, 4, 1), np.uint8), np.zeros(3), 2, ["float64", "integers"]),
         (np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, 2]), 2, ["label 2 is 2", "[0, 2)"]),
         (np.zeros((3, 4, 4, 1), np.uint8), np.array([0, -1, 0]), 2, ["label 1 is -1", "[0, 2)"]),
+        (np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 0, 1]), 1, ["[0, 1) for 1 class; correct"]),
         (np.zeros((3, 4, 4, 1), np.uint8), np.zeros(3, int), 0, ["num_classes is 0"]),
     ],
 )
@@ -253,7 +254,8 @@ _IMAGES = np.zeros((2, 3, 3, 1), np.uint8)
         ({"image": _IMAGES}, "set.npz holds image: expected either 'label' or 'labels'"),
         ({"x": _IMAGES, "label": np.zeros(2, int)}, "expected either 'image' or 'images'"),
         ({"image": _IMAGES, "images": _IMAGES, "label": np.zeros(2, int)}, "expected either"),
-        ({"image": _IMAGES, "label": np.array([0, -3])}, "label 1 is -3"),
+        ({"image": _IMAGES, "label": np.array([0, -3])}, "label 1 is -3: must be at least 0"),
+        ({"image": _IMAGES, "label": np.array([-1, 0])}, "label 0 is -1: must be at least 0; num"),
         ({"image": _IMAGES, "label": np.array([0, 10**12])}, "label 1000000000000"),
         ({"image": _IMAGES, "label": np.array([0.0, 1.0])}, "float64"),
         ({"image": _IMAGES, "label": np.zeros(3, int)}, "2 images but 3 labels"),

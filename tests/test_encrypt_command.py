@@ -101,7 +101,7 @@ def test_a_version_of_a_tfds_set(place):
 
 WRONG = {
     "nan.npz": "image 5 holds NaN or infinite pixels: correct or remove it",
-    "negative.npz": "label 0 is -1: must be in",
+    "negative.npz": "negative.npz: label 0 is -1: must be at least 0",
     "fractions.npz": "labels have dtype float64: convert to integers",
     "unlabelled.npz": "unlabelled.npz holds image: expected either 'label' or 'labels'",
     "empty": "empty",

@@ -104,8 +104,9 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
 
 def label_message(index: int, label: int, num_classes: int) -> str:
     """The complaint about a label outside [0, num_classes)."""
+    classes = "1 class" if num_classes == 1 else f"{num_classes} classes"
     return (
-        f"label {index} is {label}: must be in [0, {num_classes}) for {num_classes} classes; "
+        f"label {index} is {label}: must be in [0, {num_classes}) for {classes}; "
         "correct the label or the number of classes"
     )
 
@@ -256,6 +257,12 @@ def arrays_from_npz(path: str | Path) -> Arrays:
         with np.errstate(over="ignore"):  # check_arrays reports the infinities
             images = images.astype(np.float32)
     is_integer = np.issubdtype(labels.dtype, np.integer)
+    if is_integer and labels.ndim == 1 and (labels < 0).any():
+        index = int(np.argmax(labels < 0))
+        raise InputError(
+            f"{path}: label {index} is {labels[index]}: must be at least 0; number the classes "
+            "from 0"
+        )
     num_classes = max(int(labels.max()) + 1, 1) if labels.size and is_integer else 1
     if num_classes > _MAX_CLASSES:
         raise InputError(
