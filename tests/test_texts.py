@@ -375,7 +375,7 @@ def test_tfds_texts_without_labels(prepared: str) -> None:
         ({"label": "image"}, "^'image' of tiny is .*: expected a ClassLabel or a float"),
         ({"split": "test"}, "^tiny has no split 'test': available are train, hidden, odd"),
         ({"split": "odd", "label": None}, r"tiny\[odd\]: record 3 cannot be decoded .*: remove"),
-        ({"name": "tinny"}, r"^unknown data set 'tinny', .*: did you mean tiny\?"),
+        ({"name": "tinny"}, r"^unknown data set 'tinny', .*: did you mean 'tiny'\?"),
         (
             {"name": "glue/sst2"},
             "^glue/sst2 is not prepared in .*: run `instahide prepare glue/sst2 "

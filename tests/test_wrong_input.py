@@ -41,7 +41,7 @@ WRONG = {
         "CONFIG:tfds --data.data-dir EMPTY",
         "fashion_mnist is not prepared in .*: run `instahide prepare fashion_mnist",
     ),
-    "unknown data": ("CONFIG:tfds --data.name fashon_mnist", "did you mean fashion_mnist"),
+    "unknown data": ("CONFIG:tfds --data.name fashon_mnist", "did you mean 'fashion_mnist'"),
     "nothing left": ("CONFIG --data.validation 4000", "4000 .* held out of 4000; .* at most 3999"),
     "no validation": ("CONFIG --data.validation 0", "data.validation is 0; hold out at least 1"),
     "odd batch": (

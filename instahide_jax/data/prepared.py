@@ -34,11 +34,6 @@ class Prepared:
         return f"{verb} {self.name} {self.version} ({sizes}) at {self.path}{notes}"
 
 
-def data_root(root: Path | None) -> Path:
-    """The TFDS folder: `root`, or TFDS' own default for None."""
-    return Path(tfds.core.constants.DATA_DIR).expanduser() if root is None else root
-
-
 def already(path: Path) -> Prepared:
     """Report a data set that is there, after a look whether it can be read.
 

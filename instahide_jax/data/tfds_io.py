@@ -5,7 +5,6 @@ into memory. TFDS data sets must be stored in the `array_record` format, the onl
 read at random and without TensorFlow.
 """
 
-import difflib
 import fnmatch
 import hashlib
 import json
@@ -31,6 +30,7 @@ from instahide_jax.data.embedded import (
     label_message,
     make_arrays,
 )
+from instahide_jax.data.tables import did_you_mean
 from instahide_jax.errors import InputError
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "builder_of",
     "check_arrays",
     "check_record",
+    "data_root",
     "is_name",
     "load_arrays",
     "make_arrays",
@@ -140,7 +141,7 @@ def open_builder(name: str, data_dir: str | None) -> Any:
       InputError: unknown or unprepared set, config or version; another storage format than
         array_record.
     """
-    folder = _find_prepared(name, _data_root(data_dir))
+    folder = _find_prepared(name, data_root(data_dir))
     with decoding(f"the description in {folder}", f"prepare {name} again"):
         builder = builder_of(folder)
     found = builder.info.file_format.value
@@ -185,8 +186,9 @@ def split_files(builder: Any, name: str, split: str) -> tuple[int, list[Path]]:
     return num_examples, files
 
 
-def _data_root(data_dir: str | None) -> Path:
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+def data_root(data_dir: str | Path | None) -> Path:
+    """The TFDS folder: `data_dir`, or what the environment names now, or TFDS' own default."""
+    root = str(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     if "://" in root:
         raise InputError(f"data_dir is {root!r}: must be a local folder; mount or copy the bucket")
     return Path(root).expanduser()
@@ -265,10 +267,8 @@ def _not_prepared(base: str, name: str, root: Path) -> str:
         )
     patterns = ("*/*/features.json", "*/*/*/features.json")  # NAME/VERSION, NAME/CONFIG/VERSION
     prepared = sorted({path.parts[len(root.parts)] for p in patterns for path in root.glob(p)})
-    near = difflib.get_close_matches(base, prepared, 1) or difflib.get_close_matches(
-        base, official, 1
-    )
-    hint = f"did you mean {near[0]}?" if near else f"prepared are {', '.join(prepared) or 'none'}"
+    everything = f"prepared are {', '.join(prepared) or 'none'}"
+    hint = did_you_mean(base, prepared, did_you_mean(base, official, everything))
     return (
         f"unknown data set {base!r}, neither prepared in {root} nor known to TFDS: {hint} "
         f"(`instahide prepare {base} --source PATH --data-dir {root}` makes one of your files)"
