@@ -142,7 +142,7 @@ def open_builder(name: str, data_dir: str | None) -> Any:
         array_record.
     """
     folder = _find_prepared(name, data_root(data_dir))
-    with decoding(f"the description in {folder}", f"prepare {name} again"):
+    with decoding(f"the description in {folder}", f"remove it and prepare {name} again"):
         builder = builder_of(folder)
     found = builder.info.file_format.value
     if found != "array_record":
