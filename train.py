@@ -16,7 +16,7 @@ import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -120,9 +120,16 @@ def main() -> None:
     print(f"Done: {total_steps} steps. Score it on the test set: python eval.py {run.folder}")
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
 def parse_command_line(argv: list[str]) -> tuple[Experiment, Path, Path | None]:
     """The experiment, the run folder and the secret file that the arguments name."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="train.py",
         usage="train.py CONFIG[:VARIANT] [--workdir DIR] [--secret-file FILE] [overrides]",
         description=__doc__,
@@ -139,6 +146,13 @@ def parse_command_line(argv: list[str]) -> tuple[Experiment, Path, Path | None]:
     known, overrides = parser.parse_known_args(argv)
     if known.config is None:
         raise InputError("no config is given; for example: python train.py configs/mnist5k.py")
+    before = argv[: argv.index(known.config)]
+    option = next((o for o in overrides if o in before and "=" not in o), None)
+    if option is not None and not Path(known.config.partition(":")[0]).is_file():
+        raise InputError(
+            f"{option} stands before {known.config}, which is no config; the config comes first: "
+            f"train.py CONFIG[:VARIANT] {option} ..."
+        )
     default = load_config(known.config)
     experiment = parse_args(type(default), overrides, default=default, prog="train.py CONFIG")
     path, _, variant = known.config.partition(":")

@@ -89,8 +89,8 @@ class EncryptArguments:
     """Random signs, or absolute values, or nothing (which hides nothing)."""
     renormalise_labels: bool = False
     """Let cross labels sum to 1."""
-    split: str = "train"
-    """Split of a TFDS data set."""
+    split: str | None = None
+    """Split of a TFDS data set. Default: train."""
     data_dir: str | None = None
     """The TFDS folder. Default: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     size: int | None = None

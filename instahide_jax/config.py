@@ -4,10 +4,13 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
+import inspect
 import json
 import runpy
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -159,7 +162,9 @@ def load_config(reference: str) -> Experiment:
     as its result; `default` is used where the reference names none.
 
     Raises:
-      InputError: for an unknown file or variant, with the nearest name.
+      InputError: for an unknown file or variant, with the nearest name; for a file that does not
+        run or a variant that fails, with the line; for a variant that takes arguments or gives
+        something else.
     """
     path_text, _, variant = reference.partition(":")
     path = Path(path_text)
@@ -172,12 +177,55 @@ def load_config(reference: str) -> Experiment:
             f"config {path_text} has no variant {variant or 'default'!r}"
             f"{_nearest(variant, list(functions))}"
         )
-    return functions[variant or "default"]()
+    name, function = variant or "default", functions[variant or "default"]
+    needed = [p.name for p in inspect.signature(function).parameters.values() if _is_needed(p)]
+    if needed:
+        raise InputError(
+            f"variant {name!r} of config {path} needs {', '.join(needed)}; a variant takes no "
+            "arguments: give defaults, or start the name of a helper with an underscore"
+        )
+    with _running(path):
+        experiment = function()
+    if not isinstance(experiment, Experiment):
+        raise InputError(
+            f"variant {name!r} of config {path} gives {type(experiment).__name__}; return an "
+            "ImageExperiment or a TextExperiment"
+        )
+    return experiment
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not is_variadic
+
+
+@contextmanager
+def _running(path: Path) -> Iterator[None]:
+    """Turn what the code of a config file raises into an `InputError` that names the line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # whatever it is, the file is the user's
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        cause = str(error).partition("\n")[0]
+        if isinstance(error, SyntaxError) and error.filename:
+            where, cause = f"{error.filename}, line {error.lineno}", error.msg
+        raise InputError(
+            f"config {where}: {type(error).__name__}: {cause}; correct it, or give another file"
+        ) from error
 
 
 def variants(path: Path) -> dict[str, Callable[[], Experiment]]:
-    """The public functions that a config file itself defines, by name."""
-    namespace = runpy.run_path(str(path))
+    """The public functions that a config file itself defines, by name.
+
+    Raises:
+      InputError: for a file that does not run, with the line.
+    """
+    with _running(path):
+        namespace = runpy.run_path(str(path))
     return {
         name: value
         for name, value in namespace.items()

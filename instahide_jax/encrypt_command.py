@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instahide_jax.config import to_json
-from instahide_jax.data.embedded import Arrays, arrays_from_folder, arrays_from_npz
+from instahide_jax.data.embedded import Arrays, arrays_from_npz
+from instahide_jax.data.image_folder import arrays_from_folder
 from instahide_jax.data.public_pool import load_public_pool
 from instahide_jax.data.sources import measure_statistics
-from instahide_jax.data.tfds_io import load_arrays
+from instahide_jax.data.tfds_io import is_name, load_arrays
 from instahide_jax.encrypt_files import check_output, encrypt_dataset, write_encrypted
 from instahide_jax.errors import InputError
 from instahide_jax.instahide import InstaHide
@@ -74,9 +75,24 @@ def encrypt(arguments: "EncryptArguments") -> None:
 def _load(arguments: "EncryptArguments") -> Arrays:
     path = Path(arguments.source).expanduser()
     if path.suffix == ".npz":
+        _check_options(arguments, "a .npz file", ())
         return arrays_from_npz(path)
     if path.is_dir():
+        _check_options(arguments, "a folder", ("size",))
         return arrays_from_folder(path, arguments.size)
-    if path.suffix or len(path.parts) > 2:  # a TFDS name is "name" or "name/config"
+    if not is_name(arguments.source):
         raise InputError(f"{path} does not exist; give a TFDS name, a .npz file or a folder")
-    return load_arrays(arguments.source, arguments.split, arguments.data_dir)
+    _check_options(arguments, "a TFDS name", ("split", "data_dir"))
+    return load_arrays(arguments.source, arguments.split or "train", arguments.data_dir)
+
+
+def _check_options(arguments: "EncryptArguments", kind: str, taken: tuple[str, ...]) -> None:
+    """Refuse an option that has no effect on this kind of source."""
+    for name in ("split", "data_dir", "size"):
+        value = getattr(arguments, name)
+        if value is not None and name not in taken:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{option} is {value}, but {arguments.source} is {kind}, which has no use for it; "
+                f"leave {option} out"
+            )

@@ -37,7 +37,7 @@ from original_files import (
 from PIL import Image
 
 from instahide_jax.data import official
-from instahide_jax.data.archives import parse_idx, safe_unpickle, with_gzip_header
+from instahide_jax.data.archives import parse_idx, read_file, safe_unpickle, with_gzip_header
 from instahide_jax.data.official import read_official
 from instahide_jax.errors import InputError
 
@@ -106,11 +106,16 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere does not exist"):
         read_official("mnist", tmp_path / "nowhere", {})
     with pytest.raises(
-        InputError, match=r"cannot read .*train-images-idx3-ubyte\.gz: No such file"
+        InputError,
+        match=r"cannot read .*train-images-idx3-ubyte\.gz: No such file.*; give --source",
     ):
         read_official("mnist", tmp_path, {})
-    with pytest.raises(InputError, match=r"cannot read .*data_batch_1: No such file"):
+    with pytest.raises(InputError, match=r"cannot read .*data_batch_1: No such file.*; give --so"):
         read_official("cifar10", tmp_path, {})
+    with pytest.raises(InputError, match=r"cannot read .*train: No such file.*; give --source the"):
+        read_official("cifar100", tmp_path, {})
+    with pytest.raises(InputError, match=r"cannot read .*x\.tsv: No such file .*; check its path"):
+        read_file(tmp_path / "x.tsv")
 
 
 @pytest.mark.parametrize(

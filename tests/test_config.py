@@ -185,12 +185,11 @@ def test_variants_differ_in_scheme_and_public_data_only():
 
 
 def test_nearest_names(tmp_path):
-    (tmp_path / "first.py").write_text(
-        "def default():\n    return 1\n\n\ndef _hidden():\n    pass\n"
-    )
-    (tmp_path / "second.py").write_text("def other():\n    return 2\n")
-    assert load_config(str(tmp_path / "first.py")) == 1
-    assert load_config(f"{tmp_path}/second.py:other") == 2
+    made = "from tiny import EXPERIMENT\n\n\ndef {}():\n    return EXPERIMENT\n"
+    (tmp_path / "first.py").write_text(made.format("default") + "\n\ndef _hidden():\n    pass\n")
+    (tmp_path / "second.py").write_text(made.format("other"))
+    assert load_config(str(tmp_path / "first.py")) == EXPERIMENT
+    assert load_config(f"{tmp_path}/second.py:other") == EXPERIMENT
     for reference, message in {
         "frist.py": r"frist.py does not exist; did you mean .*first\.py\? .*second\.py",
         "first.py:defualt": r"no variant 'defualt'; did you mean default\?",
@@ -207,6 +206,35 @@ def test_what_a_config_file_imports_is_no_variant(tmp_path):
     path = tmp_path / "c.py"
     path.write_text("from dataclasses import replace\nK = 4\n\n\ndef default():\n    return 1\n")
     assert set(variants(path)) == {"default"}
+
+
+BROKEN = {
+    "# Title\n\nSome text.\n": "c.py, line 3: SyntaxError: invalid syntax; correct it, or give",
+    "import json\nfrom instahide_jax import Instahide\n": "c.py, line 2: ImportError: cannot",
+    "import no_such\n": "c.py, line 1: ModuleNotFoundError: No module named 'no_such'",
+    "def default():\n    return make(\n        1)\n": "c.py, line 2: NameError: name 'make'",
+    "def default():\n    return _f()\n\n\ndef _f():\n    {}[1]\n": "c.py, line 6: KeyError: 1",
+    "def default(k, *, m, n=3, **o): ...\n": "'default' of config .*c.py needs k, m; a variant ",
+    "def default():\n    return 1\n": "'default' of config .*c.py gives int; return an ImageExp",
+    "def default(): ...\n": "gives NoneType; return an ImageExperiment or a TextExperiment",
+    "\0": "c.py: .*null bytes",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_config_file_is_one_line(text, tmp_path):
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(InputError, match=BROKEN[text]) as caught:
+        load_config(f"{tmp_path}/c.py")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_variant_refuses_comes_through(tmp_path):
+    (tmp_path / "c.py").write_text(
+        "from instahide_jax import InstaHide\n\n\ndef default():\n    InstaHide.inside(k=1)\n"
+    )
+    with pytest.raises(InputError, match=r"^k is 1, so nothing is mixed"):
+        load_config(f"{tmp_path}/c.py")
 
 
 # JSON and the fingerprint

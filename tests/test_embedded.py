@@ -1,4 +1,4 @@
-"""Arrays: what is accepted, the embedded MNIST images, `.npz` files and class folders."""
+"""Arrays: what is accepted, the embedded MNIST images and `.npz` files."""
 
 import csv
 import gzip
@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from instahide_jax.data.embedded import (
-    arrays_from_folder,
     arrays_from_npz,
     check_arrays,
     decode_image,
@@ -56,6 +55,7 @@ def test_check_arrays_accepts_pixels_with_labels_in_range(dtype, label_dtype):
         (np.zeros((3, 4, 4, 1), np.uint8), np.zeros(3), 2, ["float64", "integers"]),
         (np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, 2]), 2, ["label 2 is 2", "[0, 2)"]),
         (np.zeros((3, 4, 4, 1), np.uint8), np.array([0, -1, 0]), 2, ["label 1 is -1", "[0, 2)"]),
+        (np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 0, 1]), 1, ["[0, 1) for 1 class; correct"]),
         (np.zeros((3, 4, 4, 1), np.uint8), np.zeros(3, int), 0, ["num_classes is 0"]),
     ],
 )
@@ -251,7 +251,8 @@ _IMAGES = np.zeros((2, 3, 3, 1), np.uint8)
         ({"image": _IMAGES}, "set.npz holds image: expected either 'label' or 'labels'"),
         ({"x": _IMAGES, "label": np.zeros(2, int)}, "expected either 'image' or 'images'"),
         ({"image": _IMAGES, "images": _IMAGES, "label": np.zeros(2, int)}, "expected either"),
-        ({"image": _IMAGES, "label": np.array([0, -3])}, "label 1 is -3"),
+        ({"image": _IMAGES, "label": np.array([0, -3])}, "label 1 is -3: must be at least 0"),
+        ({"image": _IMAGES, "label": np.array([-1, 0])}, "label 0 is -1: must be at least 0; num"),
         ({"image": _IMAGES, "label": np.array([0, 10**12])}, "label 1000000000000"),
         ({"image": _IMAGES, "label": np.array([0.0, 1.0])}, "float64"),
         ({"image": _IMAGES, "label": np.zeros(3, int)}, "2 images but 3 labels"),
@@ -282,77 +283,3 @@ def test_npz_damaged_or_missing(tmp_path):
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"set\.npz cannot be decoded"):
         arrays_from_npz(path)
-
-
-# arrays_from_folder
-
-
-def _write(folder, name, pixels):
-    folder.mkdir(exist_ok=True, parents=True)
-    (folder / name).write_bytes(_encode(pixels))
-
-
-def test_folder_is_read_by_class_then_name(tmp_path):
-    pixels = _pixels(4, 5, 7, 3)
-    for place, (folder, name) in enumerate([("b", "2"), ("b", "10"), ("a", "x"), ("c", "y")]):
-        _write(tmp_path / folder, f"{name}.PNG", pixels[place])
-    (tmp_path / "a" / "notes.txt").write_text("kept out")
-    (tmp_path / "a" / ".hidden.png").write_text("kept out")
-    (tmp_path / ".cache").mkdir()
-    arrays = arrays_from_folder(tmp_path)
-    np.testing.assert_array_equal(arrays.images, pixels[[2, 1, 0, 3]])
-    np.testing.assert_array_equal(arrays.labels, [0, 1, 1, 2])
-    assert (arrays.num_classes, arrays.class_names) == (3, ("a", "b", "c"))
-
-
-def test_folder_is_grey_only_if_every_file_is(tmp_path):
-    grey, colour = _pixels(5, 7), _pixels(5, 7, 3)
-    _write(tmp_path / "a", "1.png", grey)
-    np.testing.assert_array_equal(arrays_from_folder(tmp_path).images, grey[None, ..., None])
-    _write(tmp_path / "b", "1.png", colour)
-    images = arrays_from_folder(tmp_path).images
-    np.testing.assert_array_equal(images, np.stack([np.stack([grey] * 3, -1), colour]))
-
-
-def test_folder_of_mixed_sizes_needs_a_size(tmp_path):
-    _write(tmp_path / "a", "1.png", _pixels(5, 7, 3))
-    _write(tmp_path / "a", "2.png", _pixels(9, 7, 3))
-    with pytest.raises(InputError, match=r"2\.png has 9 x 7 pixels.*1\.png has 5 x 7.*size"):
-        arrays_from_folder(tmp_path)
-    arrays = arrays_from_folder(tmp_path, size=4)
-    assert arrays.images.shape == (2, 4, 4, 3)
-    np.testing.assert_array_equal(arrays.images[1], decode_image(_pixels(9, 7, 3), 3, 4))
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "not a file of format"),
-        (b"no image", "not a file of format"),
-        (_encode(_pixels(30, 30, 3))[:1500], "cannot be decoded"),
-        (_encode(_pixels(5, 5).astype(np.uint16) * 200), "not 8 bits"),
-    ],
-)
-def test_folder_names_the_image_that_cannot_be_read(tmp_path, content, words):
-    _write(tmp_path / "a", "1.png", _pixels(5, 5))
-    (tmp_path / "a" / "2.png").write_bytes(content)
-    with pytest.raises(InputError) as caught:
-        arrays_from_folder(tmp_path)
-    assert str(tmp_path / "a" / "2.png") in str(caught.value)
-    assert words in str(caught.value)
-
-
-def test_folder_that_holds_no_set(tmp_path):
-    with pytest.raises(InputError, match="is not a folder"):
-        arrays_from_folder(tmp_path / "none")
-    with pytest.raises(InputError, match="no class folders"):
-        arrays_from_folder(tmp_path)
-    (tmp_path / "a").mkdir()
-    with pytest.raises(InputError, match="a holds no images"):
-        arrays_from_folder(tmp_path)
-    _write(tmp_path / "a", "1.png", _pixels(5, 5))
-    with pytest.raises(InputError, match="size is 0"):
-        arrays_from_folder(tmp_path, size=0)
-    _write(tmp_path, "loose.png", _pixels(5, 5))
-    with pytest.raises(InputError, match=r"loose\.png lies outside"):
-        arrays_from_folder(tmp_path)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import labelled
+from tiny import labelled, write_tfds
 
 from instahide_jax import InputError, cli
 from instahide_jax.secret import read_secret
@@ -92,14 +92,31 @@ def test_cross_from_a_folder(place):
     assert described["class_names"] == ["class0", "class1", "class2", "class3"]
 
 
+def test_a_version_of_a_tfds_set(place):
+    write_tfds(place / "tfds", "tiny", {"train": ARRAYS})
+    for source, out in (("tiny:1.0.0", "hidden"), ("tiny", "again")):
+        _run(f"{source} --data-dir tfds --out {out}.npz --secret-file a.secret")
+    np.testing.assert_array_equal(_read("hidden.npz")[0], _read("again.npz")[0])
+
+
 WRONG = {
     "nan.npz": "image 5 holds NaN or infinite pixels: correct or remove it",
-    "negative.npz": "label 0 is -1: must be in",
+    "negative.npz": "negative.npz: label 0 is -1: must be at least 0",
     "fractions.npz": "labels have dtype float64: convert to integers",
     "unlabelled.npz": "unlabelled.npz holds image: expected either 'label' or 'labels'",
     "empty": "empty",
     "nowhere.npz": "nowhere.npz does not exist",
+    "nowhere.d": "nowhere.d does not exist; give a TFDS name, a .npz file or a folder",
+    "./nowhere": "nowhere does not exist; give a TFDS name",
+    "a/b/c": "a/b/c does not exist; give a TFDS name",
     "cifar10 --data-dir empty": "instahide prepare cifar10",
+    "cifar10:3.0.2 --data-dir empty": "instahide prepare cifar10",
+    "nowhere --size 8": "--size is 8, but nowhere is a TFDS name, which has no use for it; leave",
+    "photos --split train": "--split is train, but photos is a folder, which has no use for it",
+    "photos --data-dir empty": "--data-dir is empty, but photos is a folder",
+    "data.npz --split test": "--split is test, but data.npz is a .npz file",
+    "data.npz --data-dir empty": "--data-dir is empty, but data.npz is a .npz file",
+    "data.npz --size 8": "--size is 8, but data.npz is a .npz file",
     "data.npz --k 1": "k is 1, so nothing is mixed; it must be at least 2",
     "data.npz --k 22": "22 private images are to be mixed but there are 21; lower k",
     "data.npz --passes 0": "passes is 0; it must be at least 1",

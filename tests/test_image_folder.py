@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import pixels as noise
 
-from instahide_jax.data.image_folder import ImageFolder, read_image_folder
+from instahide_jax.data.embedded import decode_image
+from instahide_jax.data.image_folder import ImageFolder, arrays_from_folder, read_image_folder
 from instahide_jax.errors import InputError
 
 
@@ -198,13 +200,17 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for data in (b"", b"no image", whole[: len(whole) // 2], whole[:-40] + bytes(40)):
         path.write_bytes(data)
-        with pytest.raises(InputError, match=rf"^cannot read the image {path}: "):
+        with pytest.raises(InputError, match=f"^{path} cannot be decoded"):
+            arrays_from_folder(tmp_path)
+        with pytest.raises(
+            InputError, match=rf"^{path} cannot be decoded \(.*\): replace or remove the file$"
+        ):
             read_image_folder(tmp_path)
     path.unlink()
     photo = tmp_path / "b" / "00.jpg"  # of which Pillow reads the header alone, unless told to
     picture(0, (200, 200)).save(photo)
     photo.write_bytes(photo.read_bytes()[:9999])
-    with pytest.raises(InputError, match=rf"^cannot read the image {photo}: "):
+    with pytest.raises(InputError, match=rf"^{photo} cannot be decoded \(.*\): replace or remove"):
         read_image_folder(tmp_path)
 
 
@@ -228,5 +234,125 @@ def test_bad_layouts_are_refused(tmp_path: Path) -> None:
         "two_val", "both val and validation", *((s, both) for s in ("train", "val", "validation"))
     )
     refused("new", "new/test has classes that train lacks: c", ("train", both), ("test", {"c": 1}))
+    picture(0).save(tmp_path / "new" / "loose.png")
+    refused("new", r"new/loose\.png lies outside the class folders: move it into one")
     (tmp_path / "hollow" / "test").mkdir(parents=True)
     refused("hollow", "hollow/test has no class folders", ("train", both))
+
+
+# --- arrays_from_folder ----------------------------------------------------------------------
+
+
+def _encode(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _write(folder: Path, name: str, array: np.ndarray) -> None:
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / name).write_bytes(_encode(array))
+
+
+def test_folder_is_read_by_class_then_name(tmp_path: Path) -> None:
+    images = noise(4, 5, 7, 3)
+    for place, (folder, name) in enumerate([("b", "2"), ("b", "10"), ("a", "x"), ("c", "y")]):
+        _write(tmp_path / folder, f"{name}.PNG", images[place])
+    (tmp_path / "a" / "notes.txt").write_text("kept out")
+    (tmp_path / "a" / ".hidden.png").write_text("kept out")
+    (tmp_path / ".cache").mkdir()
+    arrays = arrays_from_folder(tmp_path)
+    np.testing.assert_array_equal(arrays.images, images[[2, 1, 0, 3]])
+    np.testing.assert_array_equal(arrays.labels, [0, 1, 1, 2])
+    assert (arrays.num_classes, arrays.class_names) == (3, ("a", "b", "c"))
+
+
+def test_folder_is_grey_only_if_every_file_is(tmp_path: Path) -> None:
+    grey, colour = noise(5, 7), noise(5, 7, 3)
+    _write(tmp_path / "a", "1.png", grey)
+    np.testing.assert_array_equal(arrays_from_folder(tmp_path).images, grey[None, ..., None])
+    _write(tmp_path / "b", "1.png", colour)
+    images = arrays_from_folder(tmp_path).images
+    np.testing.assert_array_equal(images, np.stack([np.stack([grey] * 3, -1), colour]))
+
+
+def test_folder_of_mixed_sizes_needs_a_size(tmp_path: Path) -> None:
+    _write(tmp_path / "a", "1.png", noise(5, 7, 3))
+    _write(tmp_path / "a", "2.png", noise(9, 7, 3))
+    with pytest.raises(InputError, match=r"2\.png has 9 x 7 pixels.*1\.png has 5 x 7.*size"):
+        arrays_from_folder(tmp_path)
+    arrays = arrays_from_folder(tmp_path, size=4)
+    assert arrays.images.shape == (2, 4, 4, 3)
+    np.testing.assert_array_equal(arrays.images[1], decode_image(noise(9, 7, 3), 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not a file of format"),
+        (b"no image", "not a file of format"),
+        (_encode(noise(30, 30, 3))[:1500], "cannot be decoded"),
+        (_encode(noise(5, 5).astype(np.uint16) * 200), "more than 8 bits per channel"),
+    ],
+)
+def test_folder_names_the_image_that_cannot_be_read(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    _write(tmp_path / "a", "1.png", noise(5, 5))
+    (tmp_path / "a" / "2.png").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        arrays_from_folder(tmp_path)
+    assert str(tmp_path / "a" / "2.png") in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_folder_that_holds_no_set(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a folder"):
+        arrays_from_folder(tmp_path / "none")
+    with pytest.raises(InputError, match="no class folders"):
+        arrays_from_folder(tmp_path)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError, match="a holds no images"):
+        arrays_from_folder(tmp_path)
+    _write(tmp_path / "a", "1.png", noise(5, 5))
+    with pytest.raises(InputError, match="size is 0"):
+        arrays_from_folder(tmp_path, size=0)
+    _write(tmp_path, "loose.png", noise(5, 5))
+    with pytest.raises(InputError, match=r"loose\.png lies outside"):
+        arrays_from_folder(tmp_path)
+    (tmp_path / "loose.png").unlink()
+    _write(tmp_path / "split" / "train" / "a", "1.png", noise(5, 5))
+    with pytest.raises(
+        InputError, match=r"split has a folder for each split, .* give .*split/train$"
+    ):
+        arrays_from_folder(tmp_path / "split")
+
+
+def test_both_readers_see_the_same_images_and_pixels(tmp_path: Path) -> None:
+    """What is read into memory is what is decoded of a prepared set, whatever the files are."""
+    write_classes(tmp_path, {"a": 3, "b": 3})
+    (tmp_path / "a" / "deep" / "er").mkdir(parents=True)
+    picture(11).save(tmp_path / "a" / "deep" / "er" / "x.png")
+    picture(12).save(tmp_path / "b" / "x.jpg")
+    picture(13, channels=1).save(tmp_path / "b" / "gray.png")
+    picture(14).quantize(8).save(tmp_path / "b" / "palette.gif")
+    picture(15).convert("CMYK").save(tmp_path / "b" / "print.jpg")
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        size = (6, 8) if orientation < 5 else (8, 6)
+        picture(16, size).save(tmp_path / "a" / f"turned{orientation}.jpg", exif=exif)
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    (tmp_path / "a" / ".hidden.png").write_text("not an image")
+    folder = read_image_folder(tmp_path)
+    assert folder.shape == (6, 8, 3)
+    files = sorted(
+        (file for files in folder.splits.values() for file in files), key=lambda file: file.path
+    )
+    assert len(files) == 19
+    for size in (None, 4):
+        arrays = arrays_from_folder(tmp_path, size)
+        prepared = [decode_image(folder.read(file), 3, size) for file in files]
+        np.testing.assert_array_equal(arrays.images, prepared)
+        np.testing.assert_array_equal(arrays.labels, [file.label for file in files])
+        assert arrays.class_names == folder.class_names

@@ -33,6 +33,7 @@ from tensorflow_datasets.core.download.util import DownloadError
 
 from instahide_jax.data import prepare as prepare_module
 from instahide_jax.data.prepare import encode_png, prepare, published_sums
+from instahide_jax.data.tfds_io import open_split
 from instahide_jax.errors import InputError
 
 
@@ -160,6 +161,21 @@ def test_what_is_there_but_unreadable_is_refused(fashion: Path, tmp_path: Path) 
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     with pytest.raises(InputError, match=rf"^{result.path} holds the data set as tfrecord, which"):
         prepare("fashion_mnist", fashion, tmp_path / "tfds")
+    features = result.path / "features.json"
+    for file, text in (
+        (info, "garbage"),
+        (info, '{"nope": 3}'),
+        (features, "garbage"),
+        (features, "3"),
+    ):
+        kept = file.read_text()
+        file.write_text(text)
+        with pytest.raises(
+            InputError, match=rf"^{result.path} exists but is no data set"
+        ) as caught:
+            prepare("fashion_mnist", fashion, tmp_path / "tfds")
+        assert "\n" not in str(caught.value)
+        file.write_text(kept)
     info.unlink()
     with pytest.raises(InputError, match=rf"^{result.path} exists but is no data set"):
         prepare("fashion_mnist", fashion, tmp_path / "tfds")
@@ -298,7 +314,7 @@ def no_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mnits", r"^TFDS has no data set 'mnits'; did you mean mnist\?$"),
+        ("mnits", r"^TFDS has no data set 'mnits'; did you mean 'mnist'\?$"),
         ("cifar10/x", r"^TFDS cannot build 'cifar10/x': "),
         (
             "qqqqqqq",
@@ -347,10 +363,14 @@ def test_a_failed_download_is_one_line(
         prepare("mnist", None, tmp_path / "tfds")
 
 
-def test_the_default_folder_is_tfds_own(
+def test_the_default_folder_is_that_of_the_environment(
     fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "default"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "default"))  # read at the call
     result = prepare("fashion_mnist", fashion)
     assert result.path == tmp_path / "default" / "fashion_mnist" / "3.0.1"
     assert json.loads((result.path / "dataset_info.json").read_text())["name"] == "fashion_mnist"
+    assert open_split("fashion_mnist", "train").num_examples == SIZES["train"]
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket")
+    with pytest.raises(InputError, match="data_dir is 'gs://bucket': must be a local folder"):
+        prepare("fashion_mnist", fashion)

@@ -243,9 +243,79 @@ def test_a_failed_write_leaves_no_half_pool(
         patch.setattr(os, "replace", full_disk)
         with pytest.raises(InputError, match=rf"^cannot write {out}: No space left on device$"):
             build_public_pool(photos, out, SMALL)
-    left = sorted(p.name for p in out.parent.iterdir())
-    # No temporary file, and the description, which is written last, never without the array.
-    assert left == {".png": [], ".npy": ["p.png"], ".json": ["p.npy", "p.png"]}[fails]
+    assert not list(out.parent.iterdir())  # nothing that the next attempt would stumble over
+    assert build_public_pool(photos, out, SMALL).built
+
+
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where patches would be cut."""
+
+    def patches(*_: object) -> None:
+        raise AssertionError("patches were cut")
+
+    monkeypatch.setattr(module, "_patches", patches)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".json"])
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_files_of_another_origin_are_not_overwritten(
+    suffix: str, is_folder: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_work(monkeypatch)
+    other = tmp_path / f"p{suffix}"
+    other.mkdir() if is_folder else other.write_text("precious")
+    with pytest.raises(
+        InputError, match=rf"^{other} exists, and would be written with .*p\.npy; m"
+    ):
+        build_public_pool(photos, tmp_path / "p.npy", SMALL)
+    assert {p.name for p in tmp_path.iterdir()} == {"photos", other.name}
+    assert is_folder or other.read_text() == "precious"
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_work(monkeypatch)
+    for below in ("p.npy", "deep/p.npy"):
+        out = photos / "a.png" / below
+        with pytest.raises(InputError, match=rf"^cannot write {out}: Not a directory; choose ano"):
+            build_public_pool(photos, out, SMALL)
+
+
+def test_a_pool_larger_than_the_memory_is_refused(photos: Path, tmp_path: Path) -> None:
+    huge = PoolParameters(size=8, count=10**11, test_size=64)
+    with pytest.raises(InputError, match=r"^--count is 100000000000: .* 19,200 GB.*to at most \d+"):
+        build_public_pool(photos, tmp_path / "p.npy", huge)
+    assert {p.name for p in tmp_path.iterdir()} == {"photos"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"photos": 3},
+        {"photos": [1]},
+        {"photos": None},
+        {"photos": []},
+        {"shape": None},
+        {"shape": [1, 8, 8, 3]},
+        *({name: None} for name in ("tried", "accepted", "too_small")),
+        {"accepted": 0},
+    ],
+)
+def test_a_description_of_other_content_is_another_pool(
+    changes: dict[str, object], photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p.npy"
+    build_public_pool(photos, out, SMALL)
+    saved = record(out)
+    if changes.keys() <= saved.keys():
+        saved |= changes
+    else:
+        for photo in saved["photos"]:
+            photo |= changes
+    out.with_suffix(".json").write_text(json.dumps(saved))
+    with pytest.raises(InputError, match=f"^{out} exists and is another pool; remove it with its"):
+        build_public_pool(photos, out, SMALL)
 
 
 def test_unreadable_photos_are_named(photos: Path, tmp_path: Path) -> None:

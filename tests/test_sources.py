@@ -141,6 +141,25 @@ def test_impossible_validation(folder, validation):
         TfdsImages(name="colour", validation=validation, data_dir=folder).load()
 
 
+def test_a_single_class_is_refused(tmp_path):
+    """Also where more are named; encrypting such data is another matter."""
+    images = pixels(6, *SHAPE)
+    zeros = np.zeros(6, int)
+    single, named = (make_arrays(images, zeros, len(names), names) for names in ("a", "ab"))
+    both = make_arrays(images, np.arange(6) % 2, 2, "ab")
+    write_tfds(tmp_path, "single", {"train": single, "test": single})
+    write_tfds(tmp_path, "named", {"train": named, "test": both})
+    common = {"mean": (0.5,), "std": (0.5,), "data_dir": str(tmp_path)}
+    for config in (
+        TfdsImages(name="single", validation=2, **common),
+        TfdsImages(name="named", validation=2, **common),
+        TfdsStream(name="single", train="train[:4]", validation="train[4:]", test="test", **common),
+    ):
+        with pytest.raises(InputError, match=r"^all training images are of the class 'a'; give"):
+            config.load()
+    TfdsImages(name="named", train="test", validation=2, **common).load()
+
+
 def test_splits_of_different_shapes(folder, monkeypatch):
     arrays = {"train": labelled(40), "test": labelled(8, (8, 6, 3))}
     monkeypatch.setattr(

@@ -336,10 +336,16 @@ def test_a_damaged_record_file(prepared: str, tmp_path: Path) -> None:
     copied = shutil.copytree(prepared, tmp_path / "copied")
     file = next(copied.rglob("*-train.array_record*"))
     file.write_bytes(b"x" * file.stat().st_size)
+    records = rf"^{file}, tiny\[train\]: record"
     with pytest.raises(
         InputError,
-        match=r"^tiny\[train\]: records 0 to 4 cannot be decoded .*: prepare tiny again$",
+        match=records
+        + r"s 0 to 4 cannot be decoded .*: remove its folder and prepare the data set",
     ):
+        texts_from_tfds("tiny", "train", text="s", label="y", data_dir=str(copied))
+    whole = next(Path(prepared).rglob("*-train.array_record*")).read_bytes()
+    file.write_bytes(whole[: 1 << 16])  # cut at a block's end: all records are there, but empty
+    with pytest.raises(InputError, match=records + " 0 cannot be decoded .*damaged or cut short"):
         texts_from_tfds("tiny", "train", text="s", label="y", data_dir=str(copied))
 
 
@@ -368,8 +374,8 @@ def test_tfds_texts_without_labels(prepared: str) -> None:
         ({"label": "s"}, "^'s' of tiny is .*: expected a ClassLabel or a float"),
         ({"label": "image"}, "^'image' of tiny is .*: expected a ClassLabel or a float"),
         ({"split": "test"}, "^tiny has no split 'test': available are train, hidden, odd"),
-        ({"split": "odd", "label": None}, r"^tiny\[odd\]: record 3 cannot be decoded .*: prepare"),
-        ({"name": "tinny"}, r"^unknown data set 'tinny', .*: did you mean tiny\?"),
+        ({"split": "odd", "label": None}, r"tiny\[odd\]: record 3 cannot be decoded .*: remove"),
+        ({"name": "tinny"}, r"^unknown data set 'tinny', .*: did you mean 'tiny'\?"),
         (
             {"name": "glue/sst2"},
             "^glue/sst2 is not prepared in .*: run `instahide prepare glue/sst2 "

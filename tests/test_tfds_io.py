@@ -12,7 +12,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from instahide_jax.data import tfds_io
-from instahide_jax.data.tfds_io import load_arrays, make_arrays, open_split, read_example
+from instahide_jax.data.tfds_io import (
+    load_arrays,
+    make_arrays,
+    open_split,
+    read_example,
+    reading,
+)
 from instahide_jax.errors import InputError
 
 
@@ -199,8 +205,8 @@ def test_split_identity_covers_content_and_not_the_place(prepared, copied):
             ["not prepared", "`instahide prepare cifar10 --data-dir ", "--source PATH"],
         ),
         ("mnist:9.9.9", "train", ["version 9.9.9", "3.0.1"]),
-        ("tinny", "train", ["unknown", "did you mean tiny?", "--source PATH"]),
-        ("cifar_10", "train", ["unknown", "did you mean cifar10?"]),
+        ("tinny", "train", ["unknown", "did you mean 'tiny'?", "--source PATH"]),
+        ("cifar_10", "train", ["unknown", "did you mean 'cifar10'?"]),
         ("qqqqqqqq", "train", ["unknown", "prepared are mnist, tiny"]),
         ("../tiny", "train", ["'../tiny'", "NAME/CONFIG"]),
         ("", "train", ["NAME/CONFIG"]),
@@ -278,7 +284,12 @@ def test_other_formats_and_damaged_descriptions(copied):
     _edit(copied / "dataset_info.json", '"fileFormat": "tfrecord",', "")  # of sets before 2022
     with pytest.raises(InputError, match="stored as tfrecord, expected array_record"):
         _open(copied)
+    kept = (copied / "dataset_info.json").read_text()
     (copied / "dataset_info.json").write_text('{"name": ')
+    with pytest.raises(InputError, match=r"description in .* cannot be decoded .*prepare tiny"):
+        _open(copied)
+    (copied / "dataset_info.json").write_text(kept)
+    (copied / "features.json").write_text("3")
     with pytest.raises(InputError, match=r"description in .* cannot be decoded .*prepare tiny"):
         _open(copied)
 
@@ -352,6 +363,35 @@ def test_corrupt_record_file_names_a_record(copied):
     record.write_bytes(b"")
     with pytest.raises(InputError, match="record 0 cannot be decoded"):
         load_arrays("tiny", "train", str(copied.parent.parent))
+
+
+def test_record_file_cut_short_names_file_and_record(copied):
+    file = next(copied.glob("*train*"))
+    content = file.read_bytes()
+    block = 1 << 16  # cut at its end, the file still counts its records, but all are empty
+    assert len(content) > block
+    for size in (block, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:size])
+        with pytest.raises(InputError) as caught:
+            load_arrays("tiny", "train", str(copied.parent.parent))
+        message = str(caught.value)
+        assert message.startswith(f"{file}, tiny/1.0.0[train]: record 0 cannot be decoded (")
+        assert message.endswith("): remove its folder and prepare the data set again")
+        with pytest.raises(InputError, match=r"tiny/1\.0\.0\[train\[9:\]\]: record 3 cannot be"):
+            read_example(_open(copied, split="train[9:]"), 3)
+
+
+def test_the_files_of_records(prepared):
+    train, test = (next((prepared / "tiny" / "1.0.0").glob(f"*{s}*")) for s in ("train", "test"))
+    source = open_split("tiny", "train[290:]+test", str(prepared)).source
+    for (start, stop), expected in {
+        (9, 10): f"{train}, SET: record 9 cannot be decoded (cause): ",
+        (10, 11): f"{test}, SET: record 10 cannot be decoded (cause): ",
+        (9, 12): f"{train}, {test}, SET: records 9 to 11 cannot be decoded (cause): ",
+    }.items():
+        with pytest.raises(InputError) as caught, reading(source, "SET", start, stop):
+            raise ValueError("cause")
+        assert str(caught.value).startswith(expected)
 
 
 def test_labels_out_of_range(copied, tmp_path):

@@ -17,6 +17,11 @@ def place(tmp_path_factory):
 WRONG = {
     "no config": ("", "no config is given|config .* does not exist"),
     "unknown config": (f"{ROOT}/configs/mnist5.py", r"did you mean .*configs/mnist5k\.py\?"),
+    "option first": ("--seed 3 CONFIG", "--seed stands before 3, .* the config comes first: train"),
+    "no value": (
+        "CONFIG --workdir",
+        r"argument --workdir: expected one argument; see train\.py --h",
+    ),
     "unknown variant": ("CONFIG:vanila", r"has no variant 'vanila'; did you mean vanilla\?"),
     "unknown field": ("CONFIG --sed 3", r"unknown option --sed; did you mean --seed\?"),
     "unknown nested field": ("CONFIG --scheme.kk 3", r"did you mean --scheme\.k\?"),
@@ -36,7 +41,7 @@ WRONG = {
         "CONFIG:tfds --data.data-dir EMPTY",
         "fashion_mnist is not prepared in .*: run `instahide prepare fashion_mnist",
     ),
-    "unknown data": ("CONFIG:tfds --data.name fashon_mnist", "did you mean fashion_mnist"),
+    "unknown data": ("CONFIG:tfds --data.name fashon_mnist", "did you mean 'fashion_mnist'"),
     "nothing left": ("CONFIG --data.validation 4000", "4000 .* held out of 4000; .* at most 3999"),
     "no validation": ("CONFIG --data.validation 0", "data.validation is 0; hold out at least 1"),
     "odd batch": (

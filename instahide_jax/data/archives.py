@@ -25,6 +25,7 @@ from instahide_jax.errors import InputError
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_HEADER_SIZE = 10
 _CIFAR_SHAPE = (32, 32, 3)
+ORIGINALS = "give --source the original files: the archive as published, or its folder"
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class LabelledImages:
     labels: Mapping[str, np.ndarray]
 
 
-def read_file(path: Path) -> bytes:
-    """The file's bytes; InputError when it is missing or unreadable."""
+def read_file(path: Path, remedy: str = "check its path and permissions") -> bytes:
+    """The file's bytes; InputError, with the remedy, when it is missing or unreadable."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}; {remedy}") from error
 
 
 def check_digest(name: str | Path, data: bytes, algorithm: str, expected: str) -> None:
@@ -102,7 +103,7 @@ def read_members(source: Path, names: Sequence[str]) -> dict[str, bytes]:
         InputError: when the archive is damaged or a file is missing from it.
     """
     if source.is_dir():
-        return {name: read_file(source / name) for name in names}
+        return {name: read_file(source / name, ORIGINALS) for name in names}
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(source) as archive:
@@ -112,10 +113,10 @@ def read_members(source: Path, names: Sequence[str]) -> dict[str, bytes]:
                 if stream is not None:
                     found[name] = stream.read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise InputError(f"cannot read {source} as a tar archive: {error}") from error
+        raise InputError(f"cannot read {source} as a tar archive: {error}; {ORIGINALS}") from error
     missing = [name for name in names if name not in found]
     if missing:
-        raise InputError(f"{source} holds no file {', '.join(missing)}")
+        raise InputError(f"{source} holds no file {', '.join(missing)}; {ORIGINALS}")
     return found
 
 
@@ -155,7 +156,7 @@ def parse_png_rows(data: bytes, path: Path) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             rows = np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read {path} as PNG: {error}") from error
+        raise InputError(f"cannot read {path} as PNG: {error}; download it again") from error
     if rows.shape[1] != 1024:
         raise InputError(f"{path} is {rows.shape[1]} pixels wide; expected rows of 1024")
     return rows.reshape(-1, *_CIFAR_SHAPE)

@@ -1,4 +1,4 @@
-"""Labelled images in memory: from an installed package, a `.npz` file or class folders.
+"""Labelled images in memory: from an installed package or a `.npz` file.
 
 `mnist5k` needs no download, no account and no network.
 """
@@ -9,7 +9,7 @@ import importlib.resources
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from instahide_jax.errors import InputError
 
@@ -34,14 +33,11 @@ _DECODE_ERRORS = (
     zipfile.BadZipFile,
     Image.DecompressionBombError,
 )
-_IMAGE_SUFFIXES = frozenset(
-    [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
-)
 # A fixed list: Pillow knows formats that start other programs (EPS) or are no images (HDF5).
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_8_BIT_MODES = frozenset(
-    ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"]
-)
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+GRAY_MODES = ("1", "L", "LA")
+# Pillow's modes that convert to 8-bit gray or RGB without clipping.
+EIGHT_BIT_MODES = (*GRAY_MODES, "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB")
 MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 _MAX_CLASSES = 100_000  # of a `.npz` file, where a stray label would pass for a class
 _MNIST_CLASSES = 10
@@ -108,8 +104,9 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
 
 def label_message(index: int, label: int, num_classes: int) -> str:
     """The complaint about a label outside [0, num_classes)."""
+    classes = "1 class" if num_classes == 1 else f"{num_classes} classes"
     return (
-        f"label {index} is {label}: must be in [0, {num_classes}) for {num_classes} classes; "
+        f"label {index} is {label}: must be in [0, {num_classes}) for {classes}; "
         "correct the label or the number of classes"
     )
 
@@ -181,27 +178,37 @@ def _mnist_arrays(rows: np.ndarray) -> Arrays:
 
 
 @contextmanager
-def decoding(what: str, remedy: str) -> Iterator[None]:
-    """Turn the errors of damaged data into an `InputError` that says what was being decoded."""
+def decoding(what: str | Callable[[], str], remedy: str) -> Iterator[None]:
+    """Turn the errors of damaged data into an `InputError` that says what was being decoded.
+
+    A `what` that takes work to say is a function, called on an error only.
+    """
     try:
         yield
     except InputError:  # is a ValueError, and says already what is wrong
         raise
     except _DECODE_ERRORS as error:
         cause = str(error).partition("\n")[0]
-        raise InputError(f"{what} cannot be decoded ({cause}): {remedy}") from error
+        said = what if isinstance(what, str) else what()
+        raise InputError(f"{said} cannot be decoded ({cause}): {remedy}") from error
 
 
-def decode_image(
-    data: bytes | np.ndarray | Path, channels: int | None, size: int | None
-) -> np.ndarray:
+def open_image(data: bytes) -> Image.Image:
+    """Open an encoded image with Pillow; OSError for another format than `FORMATS`."""
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:  # its text is the address of a buffer
+        raise OSError(f"not a file of format {', '.join(FORMATS)}") from None
+
+
+def decode_image(data: bytes | np.ndarray, channels: int | None, size: int | None) -> np.ndarray:
     """Decode an image to uint8 [H, W, C], or to [size, size, C] with `size`.
 
     With `size` the shorter side is scaled to it by an antialiased bilinear filter, then the centre
     is cropped to a square. Orientation tags are ignored.
 
     Args:
-      data: an encoded image, the path of one, or pixels already decoded [H, W, C].
+      data: an encoded image, or pixels already decoded [H, W, C].
       channels: 1 (greyscale), 3 (RGB) or 4 (RGBA), to which other colour spaces are converted;
         None for 1 if the image is greyscale, else 3.
       size: side of the result, or None for the size of the image.
@@ -212,14 +219,11 @@ def decode_image(
     if isinstance(data, np.ndarray):
         image = Image.fromarray(data[..., 0] if data.shape[2] == 1 else data)
     else:
-        try:
-            image = Image.open(BytesIO(data) if isinstance(data, bytes) else data, formats=_FORMATS)
-        except UnidentifiedImageError:  # its text is the address of a buffer
-            raise OSError(f"not a file of format {', '.join(_FORMATS)}") from None
+        image = open_image(data)
     with image:
-        if image.mode not in _8_BIT_MODES:
+        if image.mode not in EIGHT_BIT_MODES:
             raise ValueError(f"pixels are {image.mode}, not 8 bits per channel")
-        mode = MODE_OF_CHANNELS[channels or (1 if image.mode in ("1", "L", "LA") else 3)]
+        mode = MODE_OF_CHANNELS[channels or (1 if image.mode in GRAY_MODES else 3)]
         if size is not None:
             image.draft(mode, (2 * size, 2 * size))  # JPEG: decode at reduced scale, much faster
         pixels = image.convert(mode)
@@ -253,6 +257,12 @@ def arrays_from_npz(path: str | Path) -> Arrays:
         with np.errstate(over="ignore"):  # check_arrays reports the infinities
             images = images.astype(np.float32)
     is_integer = np.issubdtype(labels.dtype, np.integer)
+    if is_integer and labels.ndim == 1 and (labels < 0).any():
+        index = int(np.argmax(labels < 0))
+        raise InputError(
+            f"{path}: label {index} is {labels[index]}: must be at least 0; number the classes "
+            "from 0"
+        )
     num_classes = max(int(labels.max()) + 1, 1) if labels.size and is_integer else 1
     if num_classes > _MAX_CLASSES:
         raise InputError(
@@ -269,59 +279,3 @@ def _npz_member(path: str | Path, file: Any, key: str) -> np.ndarray:
             f"{path} holds {', '.join(file) or 'nothing'}: expected either {key!r} or '{key}s'"
         )
     return file[found[0]]
-
-
-def arrays_from_folder(path: str | Path, size: int | None = None) -> Arrays:
-    """Images of a folder of class folders, `path/CLASS/NAME.png`, sorted by class, then name.
-
-    The classes are the folder names in sorted order. Images are greyscale [N, H, W, 1] when all
-    files are, else RGB [N, H, W, 3]. Hidden files are left out, and in class folders also files
-    without the suffix of an image format.
-
-    Args:
-      path: the outer folder.
-      size: scale and crop each image to [size, size] (shorter side to `size`, then centre crop);
-        None keeps the pixels of the files, which then must agree in size.
-
-    Raises:
-      InputError: no such folder, no class folder, a class without images, a file beside the class
-        folders, an image that cannot be decoded (with its name), mixed sizes without `size`.
-    """
-    root = Path(path)
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder: give a folder with one folder per class")
-    if size is not None and size < 1:
-        raise InputError(f"size is {size}: must be at least 1")
-    folders = _visible(root)
-    if not folders:
-        raise InputError(f"{root} holds no class folders: put the images in one folder per class")
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, folder in enumerate(folders):
-        if not folder.is_dir():
-            raise InputError(f"{folder} lies outside the class folders: move it into one")
-        found = [file for file in _visible(folder) if file.suffix.lower() in _IMAGE_SUFFIXES]
-        if not found:
-            raise InputError(f"{folder} holds no images: remove the folder or fill it")
-        files += found
-        labels += [label] * len(found)
-    images = []
-    for file in tqdm(files, desc=root.name, unit=" images", delay=1):
-        with decoding(str(file), "replace or remove the file"):
-            images.append(decode_image(file, None, size))
-        if images[-1].shape[:2] != images[0].shape[:2]:
-            raise InputError(
-                f"{file} has {_size(images[-1])} pixels, {files[0]} has {_size(images[0])}: "
-                "give a size to scale all images to"
-            )
-    channels = max(image.shape[2] for image in images)
-    same = [np.broadcast_to(image, (*image.shape[:2], channels)) for image in images]
-    return make_arrays(np.stack(same), np.array(labels), len(folders), [f.name for f in folders])
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _size(image: np.ndarray) -> str:
-    return f"{image.shape[0]} x {image.shape[1]}"

@@ -1,13 +1,27 @@
-"""A data set from a folder of images: one folder per class, optionally below train/ and test/."""
+"""A data set from a folder of images: one folder per class, optionally below train/ and test/.
+
+`read_image_folder` finds what `instahide prepare` stores, `arrays_from_folder` reads a folder of
+classes into memory. Both see the same images, and in them the same pixels.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps
+import numpy as np
+from PIL import ExifTags, ImageOps
 from tqdm import tqdm
 
+from instahide_jax.data.embedded import (
+    EIGHT_BIT_MODES,
+    GRAY_MODES,
+    Arrays,
+    decode_image,
+    decoding,
+    make_arrays,
+    open_image,
+)
 from instahide_jax.errors import InputError
 
 IMAGE_SUFFIXES = (
@@ -15,13 +29,11 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 _SPLITS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
 _HOLD_OUT = 10
-_GRAY_MODES = ("1", "L", "LA", "La")
-# Pillow's modes that convert to 8-bit gray or RGB without clipping.
-EIGHT_BIT_MODES = (*_GRAY_MODES, "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB")
 # Offset of the bit depth in a PNG: signature, length and type of IHDR, width, height.
 _PNG_DEPTH = 24
 # Exif orientations from this one on exchange height and width.
 _FIRST_QUARTER_TURN = 5
+_REPLACE = "replace or remove the file"
 
 
 @dataclass(frozen=True)
@@ -53,13 +65,7 @@ class ImageFolder:
     def read(self, file: ImageFile) -> bytes:
         """The image as 8-bit PNG or JPEG with `shape[2]` channels."""
         data = file.path.read_bytes()
-        if file.stored:
-            return data
-        stream = io.BytesIO()
-        with Image.open(io.BytesIO(data)) as image:
-            upright = ImageOps.exif_transpose(image).convert(_mode(self.shape[2]))
-            upright.save(stream, "PNG")
-        return stream.getvalue()
+        return data if file.stored else _upright_png(data, _mode(self.shape[2]))
 
 
 @dataclass(frozen=True)
@@ -82,34 +88,68 @@ def read_image_folder(source: Path) -> ImageFolder:
 
     Raises:
         InputError: for no images, a single class, classes of the test folder that train lacks,
-            an image that does not decode (named) or has more than 8 bits per channel.
+            an image beside the class folders, one that does not decode (named) or has more than 8
+            bits per channel.
     """
     if not source.is_dir():
         raise InputError(f"--source {source} is no folder")
     roots = _split_roots(source)
-    listed = {split: _class_files(root) for split, root in roots.items()}
-    class_names = _class_names(listed, roots)
-    ignored = [
-        path
-        for classes in listed.values()
-        for files in classes.values()
-        for path in files
-        if path.suffix.lower() not in IMAGE_SUFFIXES
-    ]
-    images = {
-        split: {name: [f for f in files if f not in set(ignored)] for name, files in c.items()}
-        for split, c in listed.items()
-    }
-    for split, classes in images.items():
-        for name, files in classes.items():
-            if not files:
-                raise InputError(
-                    f"{roots[split] / name} holds no images ({', '.join(IMAGE_SUFFIXES)})"
-                )
+    class_names = _class_names(roots)
+    images: dict[str, dict[str, list[Path]]] = {}
+    ignored: list[Path] = []
+    for split, root in roots.items():
+        images[split], others = _class_images(root)
+        ignored += others
     held_out = len(images) == 1
     if held_out:
         images = _hold_out(images["train"], source)
     return _assemble(source, images, class_names, held_out, ignored)
+
+
+def arrays_from_folder(path: str | Path, size: int | None = None) -> Arrays:
+    """Images of a folder of class folders, `path/CLASS/**/image`, sorted by class, then path.
+
+    The classes are the folder names in sorted order. Which files are images, and how they are
+    converted to gray or RGB and turned upright, is as for `read_image_folder`. Images are gray
+    [N, H, W, 1] when all files are, else RGB [N, H, W, 3].
+
+    Args:
+        path: the outer folder.
+        size: scale and crop each image to [size, size] (shorter side to `size`, then centre crop);
+            None keeps the pixels of the files, which then must agree in size.
+
+    Raises:
+        InputError: no such folder, no class folder, folders of splits, a class without images, an
+            image beside the class folders, one that cannot be decoded (named) or has more than 8
+            bits per channel, mixed sizes without `size`.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder: give a folder with one folder per class")
+    if size is not None and size < 1:
+        raise InputError(f"size is {size}: must be at least 1")
+    roots = _split_roots(root)
+    if root not in roots.values():
+        raise InputError(
+            f"{root} has a folder for each split, not for each class: give {roots['train']}"
+        )
+    classes, _ = _class_images(root)
+    if not classes:
+        raise InputError(f"{root} holds no class folders: put the images in one folder per class")
+    labels = [label for label, files in enumerate(classes.values()) for _ in files]
+    images: list[np.ndarray] = []
+    paths = [file for files in classes.values() for file in files]
+    for file in tqdm(paths, desc=root.name, unit=" images", delay=1):
+        images.append(_pixels(file, size))
+        if images[-1].shape[:2] != images[0].shape[:2]:
+            (height, width), (first_height, first_width) = images[-1].shape[:2], images[0].shape[:2]
+            raise InputError(
+                f"{file} has {height} x {width} pixels, {paths[0]} has {first_height} x "
+                f"{first_width}: give a size to scale all images to"
+            )
+    channels = max(image.shape[2] for image in images)
+    same = [np.broadcast_to(image, (*image.shape[:2], channels)) for image in images]
+    return make_arrays(np.stack(same), np.array(labels), len(classes), classes)
 
 
 def _visible_folders(folder: Path) -> list[Path]:
@@ -128,6 +168,7 @@ def _split_roots(source: Path) -> dict[str, Path]:
     strangers = [folder.name for folder in folders if folder.name not in _SPLITS]
     if strangers:
         raise InputError(f"{source} mixes split folders with others: {', '.join(strangers[:5])}")
+    _refuse_loose_images(source)
     roots = {_SPLITS[folder.name]: folder for folder in folders}
     if "train" not in roots:
         raise InputError(f"{source} has {', '.join(f.name for f in folders)} but no train folder")
@@ -136,23 +177,40 @@ def _split_roots(source: Path) -> dict[str, Path]:
     return {name: roots[name] for name in ("train", "validation", "test") if name in roots}
 
 
-def _class_files(root: Path) -> dict[str, list[Path]]:
-    """Class name -> its visible files, sorted."""
-    return {
-        folder.name: sorted(
+def _class_images(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Class name -> its images, by names and paths, and what else lies in the class folders."""
+    _refuse_loose_images(root)
+    classes: dict[str, list[Path]] = {}
+    others: list[Path] = []
+    for folder in _visible_folders(root):
+        files = sorted(
             path
             for path in folder.rglob("*")
             if path.is_file()
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         )
-        for folder in _visible_folders(root)
-    }
+        classes[folder.name] = [path for path in files if _is_image(path)]
+        others += [path for path in files if not _is_image(path)]
+        if not classes[folder.name]:
+            raise InputError(
+                f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); remove it or fill it"
+            )
+    return classes, others
 
 
-def _class_names(
-    listed: Mapping[str, Mapping[str, object]], roots: Mapping[str, Path]
-) -> tuple[str, ...]:
-    names = tuple(sorted(listed["train"]))
+def _refuse_loose_images(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and _is_image(path) and not path.name.startswith("."):
+            raise InputError(f"{path} lies outside the class folders: move it into one")
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _class_names(roots: Mapping[str, Path]) -> tuple[str, ...]:
+    listed = {split: [f.name for f in _visible_folders(root)] for split, root in roots.items()}
+    names = tuple(listed["train"])
     if len(names) < 2:
         found = f"only the folder {names[0]}" if names else "no folders"
         raise InputError(
@@ -222,18 +280,19 @@ def _mode(channels: int) -> str:
     return "L" if channels == 1 else "RGB"
 
 
-def _inspect(path: Path) -> _Facts:
-    """Decode an image once, to learn its size and how it must be stored."""
-    try:
+def _inspect(path: Path, *, whole: bool = True) -> _Facts:
+    """Learn an image's size and how it must be stored; `whole` decodes it, to find damage."""
+    with decoding(str(path), _REPLACE):
         data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             deep = image.format == "PNG" and data[_PNG_DEPTH] > 8
             if deep or image.mode not in EIGHT_BIT_MODES:
                 raise InputError(
                     f"{path} has more than 8 bits per channel ({image.mode}); "
                     "convert the images to 8 bits first, with the window that suits them"
                 )
-            image.load()
+            if whole:
+                image.load()
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             # OpenCV and Pillow, with which TFDS decodes, read these alike in mode L and RGB.
             plain = (
@@ -242,8 +301,22 @@ def _inspect(path: Path) -> _Facts:
                 and "transparency" not in image.info
             )
             width, height = image.size if orientation < _FIRST_QUARTER_TURN else image.size[::-1]
-            return _Facts((height, width), image.mode in _GRAY_MODES, image.mode if plain else None)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot read the image {path}: {error}") from error
+            return _Facts((height, width), image.mode in GRAY_MODES, image.mode if plain else None)
+
+
+def _upright_png(data: bytes, mode: str) -> bytes:
+    stream = io.BytesIO()
+    with open_image(data) as image:
+        ImageOps.exif_transpose(image).convert(mode).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _pixels(path: Path, size: int | None) -> np.ndarray:
+    """An image as it would be decoded once it is stored, gray [H, W, 1] or RGB [H, W, 3]."""
+    facts = _inspect(path, whole=False)
+    channels = 1 if facts.gray else 3
+    with decoding(str(path), _REPLACE):
+        data = path.read_bytes()
+        if facts.plain != _mode(channels):
+            data = _upright_png(data, _mode(channels))
+        return decode_image(data, channels, size)

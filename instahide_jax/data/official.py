@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from instahide_jax.data.archives import (
+    ORIGINALS,
     LabelledImages,
     check_digest,
     concatenate,
@@ -97,7 +98,9 @@ def read_official(name: str, source: Path, published: Mapping[str, str]) -> Offi
         InputError: for a missing or damaged file, a wrong checksum or wrong counts.
     """
     if not source.exists():
-        raise InputError(f"--source {source} does not exist")
+        raise InputError(
+            f"--source {source} does not exist; give the folder or archive of the files"
+        )
     data = _READERS[name](source, published)
     for split, size in SIZES[name].items():
         for label, classes in CLASSES[name].items():
@@ -133,7 +136,7 @@ def _read_mnist(source: Path, published: Mapping[str, str]) -> Official:
     splits, unpacked = {}, []
 
     def read(path: Path) -> bytes:
-        data = read_file(path)
+        data = read_file(path, ORIGINALS)
         if path.suffix == ".gz":
             check_digest(path, data, "sha256", published[path.name])
         else:
@@ -160,7 +163,7 @@ def _packed_or_unpacked(folder: Path, name: str) -> Path:
 
 def _read_fashion_mnist(source: Path, published: Mapping[str, str]) -> Official:
     def read(path: Path) -> bytes:
-        data = read_file(path)
+        data = read_file(path, ORIGINALS)
         stem = path.name.partition("-")[0]
         # Debian's files lack the header fields; a file that has them is compared as it is.
         whole = with_gzip_header(data, path.name.removesuffix(".gz"), _FASHION_MNIST_TIMES[stem])

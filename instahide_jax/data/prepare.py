@@ -4,7 +4,6 @@ What is written has TFDS' official name, version and features and is stored as a
 `tfds.data_source(name, split=..., data_dir=...)` reads it and TensorFlow is never imported.
 """
 
-import difflib
 import importlib.util
 import io
 import re
@@ -34,9 +33,10 @@ from instahide_jax.data.prepared import (
     Prepared,
     already,
     build,
-    data_root,
     run_builder,
 )
+from instahide_jax.data.tables import did_you_mean
+from instahide_jax.data.tfds_io import data_root
 from instahide_jax.errors import InputError
 
 _FOLDER_VERSION = "1.0.0"
@@ -54,8 +54,7 @@ def prepare(name: str, source: Path | None = None, data_dir: Path | None = None)
             `instahide_jax.data.glue_files`), vaderSentiment's source package (`movie-reviews`, see
             `instahide_jax.data.movie_reviews`), or a folder with one folder of images per class
             (see `instahide_jax.data.image_folder`). None: TFDS downloads, which takes TensorFlow.
-        data_dir: the TFDS folder; None is TFDS' own default (TFDS_DATA_DIR, or
-            ~/tensorflow_datasets).
+        data_dir: the TFDS folder; None is $TFDS_DATA_DIR, or ~/tensorflow_datasets.
 
     Guarantees: the folder NAME/VERSION appears only when it is whole; a run that is killed leaves
     at most an `incomplete.*` folder beside it. Equal files give equal records.
@@ -63,7 +62,7 @@ def prepare(name: str, source: Path | None = None, data_dir: Path | None = None)
     Raises:
         InputError: for anything wrong with the name, the files, the download or the disk.
     """
-    root = None if data_dir is None else data_dir.expanduser().absolute()
+    root = data_root(data_dir).absolute()
     source = None if source is None else source.expanduser()
     if is_movie_reviews(name):
         return prepare_movie_reviews(source, root)
@@ -76,9 +75,9 @@ def prepare(name: str, source: Path | None = None, data_dir: Path | None = None)
     return _prepare_folder(name, source, root)
 
 
-def _prepare_official(name: str, source: Path, root: Path | None) -> Prepared:
+def _prepare_official(name: str, source: Path, root: Path) -> Prepared:
     base = tfds.builder_cls(name)
-    path = data_root(root) / name / str(base.VERSION)
+    path = root / name / str(base.VERSION)
     if path.exists():
         return already(path)
     data = read_official(name, source, published_sums(name))
@@ -93,7 +92,7 @@ def published_sums(name: str) -> dict[str, str]:
     return {info.filename: info.checksum for info in urls.values()}
 
 
-def _prepare_folder(name: str, source: Path, root: Path | None) -> Prepared:
+def _prepare_folder(name: str, source: Path, root: Path) -> Prepared:
     if not _NAME.fullmatch(name):
         raise InputError(
             f"data set name {name!r} must be lower-case words joined by underscores, "
@@ -104,7 +103,7 @@ def _prepare_folder(name: str, source: Path, root: Path | None) -> Prepared:
             f"{name} is an official TFDS data set, and local files are read only for "
             f"{', '.join(SIZES)}; choose another name for {source}"
         )
-    path = data_root(root) / name / _FOLDER_VERSION
+    path = root / name / _FOLDER_VERSION
     if path.exists():
         return already(path)
     folder = read_image_folder(source)
@@ -178,7 +177,7 @@ def _folder_builder(name: str, folder: ImageFolder, path: Path) -> Any:
     return LocalBuilder(data_dir=path.parent.parent, file_format=FILE_FORMAT)
 
 
-def _download(name: str, root: Path | None) -> Prepared:
+def _download(name: str, root: Path) -> Prepared:
     """TFDS' own download and preparation."""
     has_tensorflow = _has_tensorflow()
     _check_known(name, has_tensorflow)
@@ -215,10 +214,7 @@ def _check_known(name: str, has_tensorflow: bool) -> None:
     base, known = re.split("[/:]", name)[0], _official_names()
     if base in known:
         return
-    nearest = difflib.get_close_matches(base, known, n=1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    hint = did_you_mean(base, known, "for files of your own give --source FOLDER")
     if not has_tensorflow:
         hint += f" (a few, such as c4, need TensorFlow to be listed: {INSTALL_TENSORFLOW})"
-    raise InputError(
-        f"TFDS has no data set {base!r}{hint or '; for files of your own give --source FOLDER'}"
-    )
+    raise InputError(f"TFDS has no data set {base!r}; {hint}")

@@ -18,7 +18,6 @@ from instahide_jax.data.prepared import (
     Prepared,
     already,
     build,
-    data_root,
 )
 from instahide_jax.errors import InputError
 
@@ -36,7 +35,7 @@ def is_movie_reviews(name: str) -> bool:
     return name.replace("-", "_") == movie_reviews.NAME
 
 
-def prepare_glue(name: str, source: Path | None, root: Path | None) -> Prepared:
+def prepare_glue(name: str, source: Path | None, root: Path) -> Prepared:
     """Build `glue/TASK` of GLUE's own files, unless it is there already.
 
     Name, version, features and classes are TFDS' own, and so are the order on the disk and which
@@ -46,7 +45,7 @@ def prepare_glue(name: str, source: Path | None, root: Path | None) -> Prepared:
       name: glue/TASK.
       source: the folder or zip file, see `glue_files.read_glue`; None only where the data set is
         there already.
-      root: the TFDS folder; None is TFDS' own default.
+      root: the TFDS folder.
 
     Raises:
       InputError: an unknown task, no source, or anything wrong with the files or the disk.
@@ -54,7 +53,7 @@ def prepare_glue(name: str, source: Path | None, root: Path | None) -> Prepared:
     if "/" not in name:
         raise InputError(f"{name} has several tasks; name one of {', '.join(GLUE)}: glue/sst2")
     task = glue_task(name.partition("/")[2])
-    path = data_root(root) / "glue" / task.name / glue.VERSION
+    path = root / "glue" / task.name / glue.VERSION
     if path.exists():
         return already(path)
     if source is None:
@@ -86,7 +85,7 @@ def _glue_builder(task: GlueTask, splits: Splits, path: Path) -> Any:
     return builder_type(config=task.name, data_dir=root, file_format=FILE_FORMAT)
 
 
-def prepare_movie_reviews(source: Path | None, root: Path | None) -> Prepared:
+def prepare_movie_reviews(source: Path | None, root: Path) -> Prepared:
     """Build movie_reviews of vaderSentiment's source package, unless it is there already.
 
     Splits train, test, tweets and editorials, features text, label (negative, positive; -1 in
@@ -94,12 +93,12 @@ def prepare_movie_reviews(source: Path | None, root: Path | None) -> Prepared:
 
     Args:
       source: vaderSentiment-3.3.2.tar.gz.
-      root: the TFDS folder; None is TFDS' own default.
+      root: the TFDS folder.
 
     Raises:
       InputError: no source, another file than the published one, or anything wrong with the disk.
     """
-    path = data_root(root) / movie_reviews.NAME / movie_reviews.VERSION
+    path = root / movie_reviews.NAME / movie_reviews.VERSION
     if path.exists():
         return already(path)
     splits = read_movie_reviews(source)

@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from instahide_jax.data.tfds_io import builder_of
 from instahide_jax.errors import InputError
 
 FILE_FORMAT = "array_record"  # the only format that reads without TensorFlow at random
@@ -33,11 +34,6 @@ class Prepared:
         return f"{verb} {self.name} {self.version} ({sizes}) at {self.path}{notes}"
 
 
-def data_root(root: Path | None) -> Path:
-    """The TFDS folder: `root`, or TFDS' own default for None."""
-    return Path(tfds.core.constants.DATA_DIR).expanduser() if root is None else root
-
-
 def already(path: Path) -> Prepared:
     """Report a data set that is there, after a look whether it can be read.
 
@@ -45,10 +41,11 @@ def already(path: Path) -> Prepared:
         InputError: what is there is no data set, or needs TensorFlow to read.
     """
     try:
-        builder = tfds.builder_from_directory(path)
+        builder = builder_of(path)
     except (OSError, ValueError) as error:
+        cause = str(error).partition("\n")[0]
         raise InputError(
-            f"{path} exists but is no data set ({error}); remove it or choose another --data-dir"
+            f"{path} exists but is no data set ({cause}); remove it or choose another --data-dir"
         ) from error
     found = builder.info.file_format.value
     if found != FILE_FORMAT:

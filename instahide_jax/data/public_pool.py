@@ -6,21 +6,28 @@ here is secret: seed, photos and patches are public.
 """
 
 import fnmatch
-import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from instahide_jax.data.image_folder import EIGHT_BIT_MODES
+from instahide_jax.data.embedded import EIGHT_BIT_MODES, FORMATS
+from instahide_jax.data.pool_files import (
+    PublicPool,
+    check_outputs,
+    existing,
+    pool_shape,
+    read_json,
+    sha256_of,
+    summary,
+    write,
+)
 from instahide_jax.errors import InputError
 
 PHOTO_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
@@ -28,7 +35,6 @@ PHOTO_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 _FIRST_TRIES = 100
 _MIN_ACCEPTANCE = 0.05
 _LARGEST_SIDE = 8  # of a patch, in test sizes: larger squares bring scenes, not only textures
-_SHEET_SIDE = 10  # patches in a row and in a column of the contact sheet
 
 
 @dataclass(frozen=True)
@@ -61,28 +67,6 @@ class PoolParameters:
             raise InputError(f"test_size must be at least size ({self.size}), got {self.test_size}")
         if self.channels not in (1, 3):
             raise InputError(f"channels must be 1 or 3, got {self.channels}")
-
-
-@dataclass(frozen=True)
-class PublicPool:
-    """A pool on disk: `shape` is (M, size, size, channels), `per_photo` patches from each photo."""
-
-    path: Path
-    shape: tuple[int, ...]
-    tries: int
-    per_photo: tuple[int, ...]
-    skipped: tuple[str, ...]  # photos too small for a patch
-    built: bool  # False: the same pool was there already and was left alone
-
-    def __str__(self) -> str:
-        used = [accepted for accepted in self.per_photo if accepted]
-        line = (
-            f"{'wrote' if self.built else 'already prepared:'} {self.path} "
-            f"{'x'.join(map(str, self.shape))} uint8: {sum(used)} of {self.tries} patches kept, "
-            f"from {len(used)} photos (at most {max(used)} of one)"
-        )
-        small = f"; {len(self.skipped)} photos are too small" if self.skipped else ""
-        return f"{line}{small}; look at {self.path.with_suffix('.png')}"
 
 
 @dataclass
@@ -126,27 +110,28 @@ def build_public_pool(
 
     Raises:
         InputError: for a folder without photos, a photo that does not decode (named), too few
-            textured patches, another pool at `out`, or OpenCV not installed.
+            textured patches, a pool larger than the memory, another pool at `out` or files in its
+            way (before any work), or OpenCV not installed.
     """
     keypoints = _keypoint_counter()
     if out.suffix != ".npy":
         raise InputError(f"--out must end in .npy, got {out}")
+    if not out.exists():
+        check_outputs(out)
     photos = _find_photos(source, parameters)
     described: dict[str, Any] = {
         "parameters": {**asdict(parameters), "exclude": list(parameters.exclude)},
         "photos": [{"file": photo.name, "sha256": photo.sha256} for photo in photos],
     }
     if out.exists():
-        return _existing(out, described)
-    pool = np.empty(
-        (parameters.count, parameters.size, parameters.size, parameters.channels), np.uint8
-    )
+        return existing(out, described)
+    pool = _empty_pool(parameters)
     _fill(pool, photos, parameters, keypoints, source)
     np.random.default_rng([parameters.seed, len(photos)]).shuffle(pool)
     for photo, entry in zip(photos, described["photos"], strict=True):
         entry |= {"tried": photo.tried, "accepted": photo.accepted, "too_small": photo.too_small}
-    _write(out, pool, described)
-    return _summary(out, pool.shape, described, built=True)
+    write(out, pool, described)
+    return summary(out, pool.shape, described, built=True)
 
 
 def load_public_pool(path: Path, image_shape: tuple[int, ...]) -> np.ndarray:
@@ -185,7 +170,7 @@ def load_public_pool(path: Path, image_shape: tuple[int, ...]) -> np.ndarray:
             f"{tuple(image_shape)}; {remedy}"
         )
     description = path.with_suffix(".json")
-    if description.exists() and _read_json(description).get("sha256") != _sha256_of(path):
+    if description.exists() and read_json(description).get("sha256") != sha256_of(path):
         raise InputError(f"{description} describes another pool than {path}; remove both; {remedy}")
     return pool
 
@@ -221,11 +206,27 @@ def _find_photos(source: Path, parameters: PoolParameters) -> list[_Photo]:
         _Photo(
             paths[name],
             name,
-            _sha256_of(paths[name]),
+            sha256_of(paths[name]),
             np.random.default_rng([parameters.seed, index]),
         )
         for index, name in enumerate(names)
     ]
+
+
+def _empty_pool(parameters: PoolParameters) -> np.ndarray:
+    shape = pool_shape(asdict(parameters))
+    # Asked of the system: the kernel may promise more than there is, and kill the program later.
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        if math.prod(shape) > memory:
+            raise MemoryError
+        return np.empty(shape, np.uint8)
+    except MemoryError:
+        raise InputError(
+            f"--count is {parameters.count}: patches of {parameters.size} pixels take "
+            f"{math.prod(shape) / 1e9:,.0f} GB, the machine has {memory / 1e9:,.0f} GB of memory; "
+            f"lower --count to at most {memory // math.prod(shape[1:])}, or --size"
+        ) from None
 
 
 def _fill(
@@ -306,99 +307,9 @@ def _random_square(
 def _read_photo(path: Path) -> np.ndarray:
     """Decode a photo, upright: uint8 [H, W, 3]."""
     try:
-        with Image.open(path) as photo:
+        with Image.open(path, formats=FORMATS) as photo:
             if photo.mode not in EIGHT_BIT_MODES:
                 raise InputError(f"{path} has more than 8 bits per channel; convert it first")
             return np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read the photo {path}: {error}; remove or replace it") from error
-
-
-def _existing(out: Path, described: dict[str, Any]) -> PublicPool:
-    """The pool at `out`, if it is the very one that is asked for."""
-    found = _read_json(out.with_suffix(".json")) if out.with_suffix(".json").exists() else {}
-    photos = [{k: photo.get(k) for k in ("file", "sha256")} for photo in found.get("photos", [])]
-    same = found.get("parameters") == described["parameters"] and photos == described["photos"]
-    if not same or found.get("sha256") != _sha256_of(out):
-        raise InputError(
-            f"{out} exists and is another pool; remove it with its .json, or choose another --out"
-        )
-    return _summary(out, tuple(found["shape"]), found, built=False)
-
-
-def _summary(
-    out: Path, shape: tuple[int, ...], described: dict[str, Any], *, built: bool
-) -> PublicPool:
-    photos = described["photos"]
-    return PublicPool(
-        path=out,
-        shape=shape,
-        tries=sum(photo["tried"] for photo in photos),
-        per_photo=tuple(photo["accepted"] for photo in photos),
-        skipped=tuple(photo["file"] for photo in photos if photo["too_small"]),
-        built=built,
-    )
-
-
-def _write(out: Path, pool: np.ndarray, described: dict[str, Any]) -> None:
-    """Write the three files, each whole or not at all, and the description last."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(out.with_suffix(".png")) as file:
-            _contact_sheet(pool).save(file, "PNG")
-        with _replacing(out) as file:
-            np.save(file, pool, allow_pickle=False)
-        record = {"shape": list(pool.shape), "sha256": _sha256_of(out), **described}
-        with _replacing(out.with_suffix(".json")) as file:
-            file.write((json.dumps(record, indent=1) + "\n").encode())
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that becomes `path` when the block ends, and vanishes if it fails."""
-    # In the same folder: a rename is atomic only within a file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _contact_sheet(pool: np.ndarray) -> Image.Image:
-    """Up to 100 evenly spaced patches, three times enlarged."""
-    count = min(len(pool), _SHEET_SIDE**2)
-    chosen = pool[np.linspace(0, len(pool) - 1, count).astype(int)]
-    scale = 3
-    cell = pool.shape[1] * scale + 4
-    sheet = Image.new("RGB", (cell * _SHEET_SIDE, cell * math.ceil(count / _SHEET_SIDE)), "white")
-    for index, patch in enumerate(chosen):
-        row, column = divmod(index, _SHEET_SIDE)
-        picture = Image.fromarray(patch[..., 0] if patch.shape[-1] == 1 else patch)
-        side = picture.width * scale
-        enlarged = picture.resize((side, side), Image.Resampling.NEAREST)
-        sheet.paste(enlarged, (column * cell + 2, row * cell + 2))
-    return sheet
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read {path}: {error}; remove it and the pool beside it"
-        ) from error
-    return content if isinstance(content, dict) else {}
-
-
-def _sha256_of(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error

@@ -1,6 +1,7 @@
 """Data sets and public pools as configurations; `load` turns one into arrays."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -145,6 +146,7 @@ class TfdsStream(DataConfig):
             open_split(self.name, split, self.data_dir)
             for split in (self.train, self.validation, self.test)
         )
+        _check_classes(train.class_names)
         assert self.mean is not None
         assert self.std is not None
         return Dataset(
@@ -214,6 +216,12 @@ def hold_out(arrays: Arrays, count: int) -> tuple[Arrays, Arrays]:
     return kept, held
 
 
+def _check_classes(names: Sequence[str]) -> None:
+    """Refuse to train on a single class: there is nothing to tell apart."""
+    if len(names) < 2:
+        raise InputError(f"all training images are of the class {names[0]!r}; give two classes")
+
+
 def _in_memory(config: DataConfig, train: Arrays, test: Arrays, validation: int) -> Dataset:
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InputError(
@@ -223,6 +231,7 @@ def _in_memory(config: DataConfig, train: Arrays, test: Arrays, validation: int)
     if validation < 1:
         raise InputError(f"data.validation is {validation}; hold out at least 1 image")
     kept, held = hold_out(train, validation)
+    _check_classes([kept.class_names[label] for label in np.unique(kept.labels)])
     height, width, channels = kept.images.shape[1:]
     return Dataset(
         kept, held, test, config._statistics(kept), (height, width, channels), kept.identity

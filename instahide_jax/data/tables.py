@@ -42,10 +42,12 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
         yield from _READERS[path.suffix](path, file, columns)
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """The remedy for an unknown name: the nearest one that is known, or all of them."""
+def did_you_mean(name: str, known: Sequence[str], otherwise: str | None = None) -> str:
+    """The remedy for an unknown name: the nearest known one, else `otherwise`, else all of them."""
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known) or 'none'}"
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return otherwise or f"choose from {', '.join(known) or 'none'}"
 
 
 def _tsv(path: Path, file: TextIO, columns: Sequence[str]) -> Iterator[Row]:

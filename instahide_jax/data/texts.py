@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from instahide_jax.data.embedded import decoding, label_message
+from instahide_jax.data.embedded import label_message
 from instahide_jax.data.tables import did_you_mean, read_rows
-from instahide_jax.data.tfds_io import open_builder, split_files
+from instahide_jax.data.tfds_io import check_record, open_builder, reading, split_files
 from instahide_jax.errors import InputError
 
 UNLABELLED = -1  # the label of a text whose label is hidden or unknown, as in TFDS
@@ -333,20 +333,25 @@ def texts_from_tfds(
         prepares it); another storage format than array_record; a feature that is not there or of
         another kind; a damaged record; or whatever `make_texts` finds.
     """
+    import tensorflow_datasets as tfds
+
     builder = open_builder(name, data_dir)
     columns = [column for column in (text, second) if column is not None]
     names = _tfds_classes(name, builder.info.features, columns, label)
     total, _ = split_files(builder, name, split)
-    source = builder.as_data_source(split)
+    # Images beside the texts are not read: decoding them would take most of the time.
+    images = [n for n, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
+    decoders = {image: tfds.decode.SkipDecoding() for image in images}
+    source = builder.as_data_source(split, decoders=decoders or None)
     texts: dict[str, list[str]] = {column: [] for column in columns}
     labels: list[float] = []
     for start in tqdm(range(0, total, _BATCH), desc=f"{name}[{split}]", unit=" batches", delay=1):
         stop = min(start + _BATCH, total)
-        where, remedy = f"{name}[{split}]: record", f"prepare {name} again"
-        with decoding(f"{where}s {start} to {stop - 1}", remedy):
+        with reading(source, f"{name}[{split}]", start, stop):
             records = source.__getitems__(range(start, stop))
         for index, record in enumerate(records, start):
-            with decoding(f"{where} {index}", remedy):
+            with reading(source, f"{name}[{split}]", index, index + 1):
+                check_record(record)
                 for column in columns:
                     texts[column].append(record[column].decode())
             labels.append(UNLABELLED if label is None else record[label])

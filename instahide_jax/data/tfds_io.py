@@ -5,7 +5,6 @@ into memory. TFDS data sets must be stored in the `array_record` format, the onl
 read at random and without TensorFlow.
 """
 
-import difflib
 import fnmatch
 import hashlib
 import json
@@ -13,6 +12,7 @@ import math
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from tqdm import tqdm
 from instahide_jax.data.embedded import (
     MODE_OF_CHANNELS,
     Arrays,
-    arrays_from_folder,
     arrays_from_npz,
     check_arrays,
     decode_image,
@@ -31,24 +30,30 @@ from instahide_jax.data.embedded import (
     label_message,
     make_arrays,
 )
+from instahide_jax.data.tables import did_you_mean
 from instahide_jax.errors import InputError
 
 __all__ = [
     "Arrays",
     "Split",
-    "arrays_from_folder",
     "arrays_from_npz",
+    "builder_of",
     "check_arrays",
+    "check_record",
+    "data_root",
+    "is_name",
     "load_arrays",
     "make_arrays",
     "open_builder",
     "open_split",
     "read_example",
+    "reading",
     "split_files",
 ]
 
 # Text sets that `instahide prepare` makes of local files; TFDS lists neither without TensorFlow.
 _PREPARED_FROM = {"glue": "FOLDER_OR_ZIP", "movie_reviews": "vaderSentiment-3.3.2.tar.gz"}
+_NAME = re.compile(r"(\w[\w.-]*)(?:/(\w[\w.,=+-]*))?(?::([\d.*]+))?")  # name/config:version
 _THREADS_FROM = 96 * 96  # pixels of an image from which several threads decode faster
 
 
@@ -81,6 +86,15 @@ class Split:
     def name(self) -> str:
         """Name, config, version and split, for messages."""
         return self.identity.rsplit(" ", 2)[0]
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be a TFDS name: NAME or NAME/CONFIG, either with :VERSION.
+
+    A NAME with a dot is rather that of a file.
+    """
+    match = _NAME.fullmatch(text)
+    return match is not None and "." not in match[1]
 
 
 def open_split(name: str, split: str, data_dir: str | None = None) -> Split:
@@ -127,15 +141,9 @@ def open_builder(name: str, data_dir: str | None) -> Any:
       InputError: unknown or unprepared set, config or version; another storage format than
         array_record.
     """
-    import tensorflow_datasets as tfds
-    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
-
-    folder = _find_prepared(name, _data_root(data_dir))
-    with decoding(f"the description in {folder}", f"prepare {name} again"):
-        try:
-            builder = tfds.builder_from_directory(folder)
-        except ParseError as error:
-            raise ValueError(error) from error
+    folder = _find_prepared(name, data_root(data_dir))
+    with decoding(f"the description in {folder}", f"remove it and prepare {name} again"):
+        builder = builder_of(folder)
     found = builder.info.file_format.value
     if found != "array_record":
         raise InputError(
@@ -143,6 +151,17 @@ def open_builder(name: str, data_dir: str | None) -> Any:
             f"remove the folder and run `instahide prepare {name}`"
         )
     return builder
+
+
+def builder_of(folder: Path) -> Any:
+    """TFDS' builder of a prepared folder; OSError or ValueError if its description is damaged."""
+    import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
+
+    try:
+        return tfds.builder_from_directory(folder)
+    except (ParseError, TypeError) as error:  # TypeError: for JSON of other content
+        raise ValueError(error) from error
 
 
 def split_files(builder: Any, name: str, split: str) -> tuple[int, list[Path]]:
@@ -167,8 +186,9 @@ def split_files(builder: Any, name: str, split: str) -> tuple[int, list[Path]]:
     return num_examples, files
 
 
-def _data_root(data_dir: str | None) -> Path:
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+def data_root(data_dir: str | Path | None) -> Path:
+    """The TFDS folder: `data_dir`, or what the environment names now, or TFDS' own default."""
+    root = str(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     if "://" in root:
         raise InputError(f"data_dir is {root!r}: must be a local folder; mount or copy the bucket")
     return Path(root).expanduser()
@@ -176,7 +196,7 @@ def _data_root(data_dir: str | None) -> Path:
 
 def _find_prepared(name: str, root: Path) -> Path:
     """The folder of the newest prepared version that `name` asks for."""
-    match = re.fullmatch(r"(\w[\w.-]*)(?:/(\w[\w.,=+-]*))?(?::([\d.*]+))?", name)
+    match = _NAME.fullmatch(name)
     if match is None:
         raise InputError(f"data set name {name!r}: expected NAME, NAME/CONFIG or NAME:VERSION")
     base, config, version = match.groups()
@@ -247,10 +267,8 @@ def _not_prepared(base: str, name: str, root: Path) -> str:
         )
     patterns = ("*/*/features.json", "*/*/*/features.json")  # NAME/VERSION, NAME/CONFIG/VERSION
     prepared = sorted({path.parts[len(root.parts)] for p in patterns for path in root.glob(p)})
-    near = difflib.get_close_matches(base, prepared, 1) or difflib.get_close_matches(
-        base, official, 1
-    )
-    hint = f"did you mean {near[0]}?" if near else f"prepared are {', '.join(prepared) or 'none'}"
+    everything = f"prepared are {', '.join(prepared) or 'none'}"
+    hint = did_you_mean(base, prepared, did_you_mean(base, official, everything))
     return (
         f"unknown data set {base!r}, neither prepared in {root} nor known to TFDS: {hint} "
         f"(`instahide prepare {base} --source PATH --data-dir {root}` makes one of your files)"
@@ -277,6 +295,37 @@ def _image_and_label(
     return (height, width, channels), label
 
 
+def reading(source: Any, name: str, start: int, stop: int) -> AbstractContextManager[None]:
+    """Report damage met while records `start` to `stop` - 1 of a TFDS data source are decoded.
+
+    The `InputError` names the files that hold them, `name` (data set and split) and the records.
+    """
+    records = f"record {start}" if stop == start + 1 else f"records {start} to {stop - 1}"
+    return decoding(
+        lambda: f"{_record_files(source, start, stop)}, {name}: {records}",
+        "remove its folder and prepare the data set again",
+    )
+
+
+def _record_files(source: Any, start: int, stop: int) -> str:
+    files, first = [], 0
+    for part in source.dataset_info.splits[source.split].file_instructions:
+        if first < stop and start < first + part.take:
+            files.append(str(part.filename))
+        first += part.take
+    return ", ".join(files)
+
+
+def check_record(record: dict[str, Any]) -> None:
+    """ValueError for a record without its features.
+
+    Of a file that is cut short at the end of a block all records are found, and all are empty.
+    """
+    missing = [name for name, value in record.items() if value is None]
+    if missing:
+        raise ValueError(f"it holds no {', '.join(missing)}: the file is damaged or cut short")
+
+
 def read_example(split: Split, index: int, size: int | None = None) -> tuple[np.ndarray, int]:
     """Image uint8 [H, W, C] and label of one record; see `decode_image` for `size`.
 
@@ -284,10 +333,12 @@ def read_example(split: Split, index: int, size: int | None = None) -> tuple[np.
 
     Raises:
       InputError: the record or its image cannot be decoded, or its label is outside
-        [0, num_classes); the message names data set, split and record.
+        [0, num_classes); the message names data set, split and record, where it cannot be decoded
+        also the file.
     """
-    with decoding(f"{split.name}: record {index}", "prepare the data set again"):
+    with reading(split.source, split.name, index, index + 1):
         record = split.source[index]
+        check_record(record)
         image = decode_image(record["image"], split.image_shape[2] or 3, size)
     label = int(record["label"])
     if not 0 <= label < split.num_classes:

@@ -1,0 +1,182 @@
+"""What a public pool is on disk: an array, a description of it, and a contact sheet."""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from instahide_jax.errors import InputError
+
+_SHEET_SIDE = 10  # patches in a row and in a column of the contact sheet
+_COUNTED = {"tried": int, "accepted": int, "too_small": bool}  # what is said of a photo
+
+
+@dataclass(frozen=True)
+class PublicPool:
+    """A pool on disk: `shape` is (M, size, size, channels), `per_photo` patches from each photo."""
+
+    path: Path
+    shape: tuple[int, ...]
+    tries: int
+    per_photo: tuple[int, ...]
+    skipped: tuple[str, ...]  # photos too small for a patch
+    built: bool  # False: the same pool was there already and was left alone
+
+    def __str__(self) -> str:
+        used = [accepted for accepted in self.per_photo if accepted]
+        line = (
+            f"{'wrote' if self.built else 'already prepared:'} {self.path} "
+            f"{'x'.join(map(str, self.shape))} uint8: {sum(used)} of {self.tries} patches kept, "
+            f"from {len(used)} photos (at most {max(used)} of one)"
+        )
+        small = f"; {len(self.skipped)} photos are too small" if self.skipped else ""
+        return f"{line}{small}; look at {self.path.with_suffix('.png')}"
+
+
+def pool_shape(parameters: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    """(count, size, size, channels)."""
+    return (
+        parameters["count"], parameters["size"], parameters["size"], parameters["channels"],
+    )  # fmt: skip
+
+
+def existing(out: Path, described: dict[str, Any]) -> PublicPool:
+    """The pool at `out`, if it is the very one that is asked for."""
+    found = read_json(out.with_suffix(".json")) if out.with_suffix(".json").exists() else {}
+    if not _describes(found, described) or found.get("sha256") != sha256_of(out):
+        raise InputError(
+            f"{out} exists and is another pool; remove it with its .json, or choose another --out"
+        )
+    return summary(out, tuple(found["shape"]), found, built=False)
+
+
+def _describes(found: dict[str, Any], described: dict[str, Any]) -> bool:
+    """Whether what a .json holds, be it what it may, was written for `described`."""
+    photos = found.get("photos")
+    return (
+        found.get("parameters") == described["parameters"]
+        and isinstance(photos, list)
+        and all(
+            isinstance(photo, dict) and all(type(photo.get(k)) is t for k, t in _COUNTED.items())
+            for photo in photos
+        )
+        and [{k: v for k, v in photo.items() if k not in _COUNTED} for photo in photos]
+        == described["photos"]
+        and found.get("shape") == list(pool_shape(described["parameters"]))
+        and sum(photo["accepted"] for photo in photos) == found["shape"][0]
+    )
+
+
+def summary(
+    out: Path, shape: tuple[int, ...], described: dict[str, Any], *, built: bool
+) -> PublicPool:
+    photos = described["photos"]
+    return PublicPool(
+        path=out,
+        shape=shape,
+        tries=sum(photo["tried"] for photo in photos),
+        per_photo=tuple(photo["accepted"] for photo in photos),
+        skipped=tuple(photo["file"] for photo in photos if photo["too_small"]),
+        built=built,
+    )
+
+
+def write(out: Path, pool: np.ndarray, described: dict[str, Any]) -> None:
+    """Write the three files, all of them or none, and the description last."""
+    sheet, description = out.with_suffix(".png"), out.with_suffix(".json")
+    written: list[Path] = []
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(sheet) as file:
+            _contact_sheet(pool).save(file, "PNG")
+        written.append(sheet)
+        with _replacing(out) as file:
+            np.save(file, pool, allow_pickle=False)
+        written.append(out)
+        record = {"shape": list(pool.shape), "sha256": sha256_of(out), **described}
+        with _replacing(description) as file:
+            file.write((json.dumps(record, indent=1) + "\n").encode())
+    except BaseException as error:
+        for path in written:  # what stays would be in the way of the next attempt
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InputError(f"cannot write {out}: {error.strerror or error}") from error
+        raise
+
+
+def check_outputs(out: Path) -> None:
+    """Refuse a pool that could not be written, before any work.
+
+    Raises:
+        InputError: for a .json or .png of another origin where those of the pool would go, or a
+            folder that cannot be written to.
+    """
+    for path in (out.with_suffix(".json"), out.with_suffix(".png")):
+        if path.exists():
+            raise InputError(
+                f"{path} exists, and would be written with {out}; move it or choose another --out"
+            )
+    try:
+        folder = next(parent for parent in out.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that becomes `path` when the block ends, and vanishes if it fails."""
+    # In the same folder: a rename is atomic only within a file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _contact_sheet(pool: np.ndarray) -> Image.Image:
+    """Up to 100 evenly spaced patches, three times enlarged."""
+    count = min(len(pool), _SHEET_SIDE**2)
+    chosen = pool[np.linspace(0, len(pool) - 1, count).astype(int)]
+    scale = 3
+    cell = pool.shape[1] * scale + 4
+    sheet = Image.new("RGB", (cell * _SHEET_SIDE, cell * math.ceil(count / _SHEET_SIDE)), "white")
+    for index, patch in enumerate(chosen):
+        row, column = divmod(index, _SHEET_SIDE)
+        picture = Image.fromarray(patch[..., 0] if patch.shape[-1] == 1 else patch)
+        side = picture.width * scale
+        enlarged = picture.resize((side, side), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (column * cell + 2, row * cell + 2))
+    return sheet
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read {path}: {error}; remove it and the pool beside it"
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
+def sha256_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
