@@ -10,7 +10,12 @@ from instahide_jax.data.image_folder import arrays_from_folder
 from instahide_jax.data.public_pool import load_public_pool
 from instahide_jax.data.sources import measure_statistics
 from instahide_jax.data.tfds_io import is_name, load_arrays
-from instahide_jax.encrypt_files import check_output, encrypt_dataset, write_encrypted
+from instahide_jax.encrypt_files import (
+    check_output,
+    encrypt_dataset,
+    output_files,
+    write_encrypted,
+)
 from instahide_jax.errors import InputError
 from instahide_jax.instahide import InstaHide
 from instahide_jax.secret import read_secret, secret_key, write_secret
@@ -25,8 +30,10 @@ def encrypt(arguments: "EncryptArguments") -> None:
     Raises:
       InputError: for data, pool, secret or output that cannot be used.
     """
-    out = arguments.out.expanduser()
+    out, secret_file = arguments.out.expanduser(), arguments.secret_file.expanduser()
     check_output(out)
+    if secret_file.resolve() in {file.resolve() for file in output_files(out)}:
+        raise InputError(f"--secret-file {secret_file} is a file of the output; name another one")
     settings: dict[str, Any] = {
         "mask": arguments.mask,
         "renormalise_labels": arguments.renormalise_labels,
@@ -47,7 +54,6 @@ def encrypt(arguments: "EncryptArguments") -> None:
         if arguments.public_pool is None:
             raise InputError("cross needs a public pool; pass --public-pool FILE.npy")
         pool = load_public_pool(arguments.public_pool, data.images.shape[1:])
-    secret_file = arguments.secret_file.expanduser()
     is_new = not secret_file.exists()
     secret = secret_key() if is_new else read_secret(secret_file)
     batches = encrypt_dataset(
@@ -67,7 +73,12 @@ def encrypt(arguments: "EncryptArguments") -> None:
         "class_names": list(data.class_names),
         "instahide_jax": version("instahide-jax"),
     }
-    write_encrypted(out, batches, total, described)
+    try:
+        write_encrypted(out, batches, total, described)
+    except InputError:
+        if is_new:  # it has hidden nothing that is left
+            secret_file.unlink()
+        raise
     shape = "x".join(map(str, data.images.shape[1:]))
     print(f"{out}: {total:,} encryptions of {len(data.labels):,} images of {shape}")
 

@@ -204,7 +204,7 @@ def write_encrypted(
         images, labels = parts
         (folder / "note.json").write_text(note)
         for part, target in zip(
-            (folder / "note.json", labels, images), _outputs(path), strict=True
+            (folder / "note.json", labels, images), output_files(path), strict=True
         ):
             os.replace(part, target)
     except OSError as error:
@@ -215,7 +215,7 @@ def write_encrypted(
         shutil.rmtree(folder)
 
 
-def _outputs(path: Path) -> tuple[Path, ...]:
+def output_files(path: Path) -> tuple[Path, ...]:
     """The files of an output in the order in which they appear; the last one makes it whole."""
     if path.suffix == ".npz":
         return (path,)
@@ -226,7 +226,7 @@ def check_output(path: Path) -> None:
     """Refuse an output that could not be written, before hours are spent on it."""
     if path.suffix not in (".npz", ".npy"):
         raise InputError(f"output {path} must end in .npz or .npy")
-    for file in _outputs(path):
+    for file in output_files(path):
         if file.exists():
             raise InputError(f"output {file} exists already; remove it or name another --out")
     if not path.parent.is_dir():

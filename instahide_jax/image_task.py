@@ -37,8 +37,6 @@ def open_task(experiment: ImageExperiment) -> Task:
       InputError: if data or public pool are not there, or do not fit the experiment.
     """
     dataset, pool, identities = open_data(experiment)
-    if dataset.train.num_classes < 2:
-        raise InputError("all training images are of one class; give at least two classes")
     scheme = experiment.scheme.for_data(dataset.train.num_classes, *dataset.statistics)
     return Task(
         scheme=scheme,

@@ -1,5 +1,6 @@
 """`instahide encrypt`: from files to a file of encryptions, and what it refuses."""
 
+import errno
 import json
 import os
 import signal
@@ -163,3 +164,21 @@ def test_killed_and_started_again(place):
     subprocess.run([*command, "1"], check=True, capture_output=True)
     assert _read("out.npz")[0].shape == (21, 8, 8, 1)
     assert not list(place.glob(".out*"))  # nor what the kill had left
+
+
+@pytest.mark.parametrize("secret", ["out.npy", "out.json", "./out.labels.npy"])
+def test_the_output_does_not_overwrite_the_secret(place, secret):
+    with pytest.raises(InputError, match="is a file of the output; name another one"):
+        _run(f"data.npz --out out.npy --secret-file {secret}")
+    assert not list(place.glob("out.*"))
+
+
+def test_a_write_that_fails_leaves_no_new_secret(place, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match=r"cannot write .*: No space left on device"):
+        _run("data.npz --out out.npz --secret-file new.secret")
+    assert not (place / "new.secret").exists()
+    assert not list(place.glob(".out*"))
