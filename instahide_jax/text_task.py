@@ -15,8 +15,9 @@ from instahide_jax.data.text_sources import TextDataset, TokenSet
 from instahide_jax.data.texts import Texts
 from instahide_jax.encoders.base import Model, Variables
 from instahide_jax.encoders.bert import Bert
-from instahide_jax.encoders.tensor_files import local_folder, weights_identity
+from instahide_jax.encoders.tensor_files import weights_identity
 from instahide_jax.errors import InputError
+from instahide_jax.folders import local_folder
 from instahide_jax.hiding import NoHiding
 from instahide_jax.parallel import replicated
 from instahide_jax.secret import SecretKey

@@ -19,10 +19,10 @@ PROGRAMS = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "configs").glob("*.py"))
 
 # From the bottom up; a module imports from lower layers, or from its own where that is no circle.
 LAYERS = [
-    ["errors", "metrics", "scores"],
+    ["errors", "folders", "metrics", "scores"],
     ["prng", "secret", "arguments", "parallel", "pictures"],
-    ["coefficients", "data", "encoders", "optimizers"],
-    ["mixing", "hiding"],
+    ["coefficients", "data"],
+    ["encoders", "optimizers", "mixing", "hiding"],
     ["instahide", "texthide", "config", "checkpoint"],
     ["run", "training", "encrypt_files"],
     ["task", "image_step", "text_step", "image_evaluation", "text_evaluation"],

@@ -17,8 +17,8 @@ from instahide_jax.data.text_sources import (
 from instahide_jax.data.texts import make_texts
 from instahide_jax.data.tokenize import encode, word_tokenizer
 from instahide_jax.encoders import Bert
-from instahide_jax.encoders.tensor_files import local_folder
 from instahide_jax.errors import InputError
+from instahide_jax.folders import local_folder
 
 ENCODER = Bert(vocab_size=30, hidden=8, layers=1, heads=2, intermediate=8, positions=16)
 SYNTHETIC = TextData(

@@ -4,7 +4,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,9 +12,8 @@ from instahide_jax.data.glue import glue_task
 from instahide_jax.data.sources import held_out_rows
 from instahide_jax.data.texts import Texts, make_texts, read_table, texts_from_tfds
 from instahide_jax.data.tokenize import Tokenizer, encode, load_tokenizer, word_tokenizer
-from instahide_jax.encoders.bert import Bert
-from instahide_jax.encoders.tensor_files import local_folder
 from instahide_jax.errors import InputError
+from instahide_jax.folders import local_folder
 
 
 @dataclass(frozen=True)
@@ -172,6 +171,21 @@ class SyntheticText(TextSource):
         return make_texts(tuple(texts), None, labels.astype(np.int32), ("bad", "good"))
 
 
+class TextEncoder(Protocol):
+    """What data asks of an encoder of texts.
+
+    Attributes:
+      folder: where its vocabulary may lie, see `local_folder`; None where it has none yet.
+      vocab_size: tokens that it knows.
+    """
+
+    @property
+    def folder(self) -> str | None: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class TextData:
     """A private data set of texts, or of pairs of texts.
@@ -218,7 +232,7 @@ class TextData:
         """The lengths at which batches are computed."""
         return (*self.buckets, self.length)
 
-    def load(self, encoder: Bert, public: TextSource | None = None) -> "TextDataset":
+    def load(self, encoder: TextEncoder, public: TextSource | None = None) -> "TextDataset":
         """Read and tokenize the data set, and public texts with the same vocabulary.
 
         Raises:

@@ -42,7 +42,7 @@ class Bert(EncoderConfig):
       remat: recompute the blocks' activations in the backward pass instead of keeping them; the
         results are the same, memory no longer grows with all that a block computes.
       folder: where `encoders.bert_folder.pretrained` finds the weights to start from, a path or
-        "package:NAME/FOLDER" (`tensor_files.local_folder`); None starts from random ones.
+        "package:NAME/FOLDER" (`folders.local_folder`); None starts from random ones.
     """
 
     kind: Literal["bert", "roberta"] = "bert"

