@@ -126,8 +126,8 @@ def encrypt(
         mesh pass global numbers, or every device repeats the same masks.
       private_pool: the candidates for private partners, a dict like `batch` with N entries, of
         which candidate rows[i] < N is never drawn as a partner of row i (it is the row's own image,
-        where the pool contains the batch). By default the batch itself; with `rows` given, as on
-        one device of several, the partners then depend on which rows share a call.
+        where the pool contains the batch). By default the batch itself:
+        on a mesh a row's partners then depend on which rows share its device.
       partners: int32 [B, num_private - 1], positions in the candidates, where they were drawn
         before for a whole pass (`InstaHide.pass_partners`) because drawing them anew per batch
         would be wasteful.

@@ -73,11 +73,15 @@ def draw_row_partners(
       rows: integers [B], numbers of the rows in the pass.
       num_private: private slots, the row's own included.
       num_candidates: candidate rows[i] is row i itself; or None: the candidates are the rows of
-        this call, which is one of several that share a key, one per device, and part here.
+        this call. Calls that share a key, one per device, then part by their first row; row 0
+        begins the pass, and its call draws what a pass over its rows would.
     """
     if num_candidates is not None:
         return draw_partners(key, num_candidates, num_private)[rows, 1:]
-    return draw_partners(jax.random.fold_in(key, rows[0]), len(rows), num_private)[:, 1:]
+    of_pass, of_part = (jax.random.key_data(k) for k in (key, jax.random.fold_in(key, rows[0])))
+    words = jnp.where(rows[0] == 0, of_pass, of_part)
+    part_key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
+    return draw_partners(part_key, len(rows), num_private)[:, 1:]
 
 
 def _shuffled(key: jax.Array, size: int, count: int) -> jax.Array:

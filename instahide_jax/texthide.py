@@ -150,8 +150,8 @@ def hide(
       rows: integers [B], positions in the global batch, by default 0..B-1. Every secret of a row
         comes from `fold_in`(key, position): on a mesh pass global positions.
       private_pool: (features [N, width], labels) of the candidates for partners, of which candidate
-        rows[i] is row i itself: on a mesh the gathered global batch. By default the batch; with
-        `rows` given, the partners then depend on which rows share a call.
+        rows[i] is row i itself: on a mesh the gathered global batch. By default the batch: a
+        row's partners then depend on which rows share its device.
 
     Returns:
       Features [B, width] and labels, [B, classes] or [B], float32.
@@ -167,10 +167,9 @@ def hide(
         jnp.asarray, (features, labels, candidates, mask_pool, public_features)
     )
     size, width = features.shape
-    row_parent, partner_parent = jax.random.split(typed_key)
-    is_part = rows is not None and private_pool is None
-    num_candidates = None if is_part else len(candidates[0])
     rows = jnp.arange(size) if rows is None else rows
+    row_parent, partner_parent = jax.random.split(typed_key)
+    num_candidates = None if private_pool is None else len(candidates[0])
     partners = draw_row_partners(partner_parent, rows, scheme.private_slots, num_candidates)
     keys = prng.row_keys(row_parent, rows.astype(jnp.uint32))
     pool_size = 0 if public_features is None else len(public_features)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from instahide_jax import insecure_key, mixing
-from instahide_jax.mixing import draw_distinct, draw_partners
+from instahide_jax import insecure_key, mixing, prng
+from instahide_jax.mixing import draw_distinct, draw_partners, draw_row_partners
 
 
 def rejects(check: Callable[..., None], *args: Any) -> bool:
@@ -220,3 +220,19 @@ def test_random_signs_use_one_bit_each(height: int) -> None:
     for row in range(height):
         bits = (words[:, row % rows] >> np.uint32(31 - row // rows)) & 1
         np.testing.assert_array_equal(signs[:, row], 1.0 - 2.0 * bits)
+
+
+def test_rows_without_a_pool_are_a_pass_of_their_own():
+    """The default of `encrypt` and `hide` is what the batch as pool gives; other parts differ."""
+    words = jax.random.key_data(insecure_key(4))
+
+    def drawn(first, size):
+        key = jax.random.wrap_key_data(words, impl=prng.chacha20_insecure)
+        rows = first + jnp.arange(12)
+        return np.asarray(draw_row_partners(key, rows, 4, size))
+
+    np.testing.assert_array_equal(drawn(0, None), drawn(0, 12))
+    parts = [drawn(first, None) for first in (0, 12, 24)]
+    assert len({part.tobytes() for part in parts}) == 3
+    for part in parts:
+        assert (part != np.arange(12)[:, None]).all()

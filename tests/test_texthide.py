@@ -318,7 +318,7 @@ def test_gradients_flow_through_masks_and_mixtures(steps: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"k": 0}, "k is 0; it must be at least 1"),
+        ({"k": 0}, "k is 0; it must be an integer of at least 1"),
         ({"num_masks": -1}, "num_masks is -1; it must be at least 0, or None for a fresh mask"),
         ({"num_private": 5}, "num_private is 5; it must lie in [1, k=4]"),
         ({"max_coefficient": 0.2}, "max_coefficient is 0.2; 4 coefficients that sum to 1"),
