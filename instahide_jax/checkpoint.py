@@ -147,7 +147,9 @@ class Checkpoints:
 
 def _check_scores(folder: Path, mend: bool) -> None:
     """Find scores that cannot be read: Orbax would open none of the checkpoints because of one."""
-    for file in folder.glob("[0-9]*/metrics/metrics"):
+    for file in folder.glob("*/metrics/metrics"):
+        if not file.parent.parent.name.isdigit():  # of a save that has not ended
+            continue
         try:
             if math.isfinite(json.loads(file.read_bytes())["accuracy"]):
                 continue

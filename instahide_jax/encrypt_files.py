@@ -238,24 +238,21 @@ def check_output(path: Path) -> None:
 def _write_parts(
     folder: Path, batches: Iterator[dict[str, np.ndarray]], total: int
 ) -> tuple[Path, Path]:
-    """image.npy and label.npy, filled batch by batch."""
+    """image.npy and label.npy, filled batch by batch.
+
+    As ordinary files: a disk that fills up under a memory map kills the process without a word.
+    """
     paths = (folder / "image.npy", folder / "label.npy")
-    maps: list[np.memmap] = []
     done = 0
-    for batch in batches:
-        arrays = (batch["image"], batch["label"])
-        if not maps:
-            maps = [
-                np.lib.format.open_memmap(p, "w+", dtype=a.dtype, shape=(total, *a.shape[1:]))
-                for p, a in zip(paths, arrays, strict=True)
-            ]
-            for path in paths:  # a disk that fills up under a memory map would kill the process
-                with path.open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        for target, values in zip(maps, arrays, strict=True):
-            target[done : done + len(values)] = values
-        done += len(batch["label"])
-    for target in maps:
-        target.flush()
+    with paths[0].open("wb") as images, paths[1].open("wb") as labels:
+        for batch in batches:
+            for file, name in ((images, "image"), (labels, "label")):
+                values = np.ascontiguousarray(batch[name])
+                if not done:
+                    header = np.lib.format.header_data_from_array_1_0(values)
+                    header["shape"] = (total, *values.shape[1:])
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(values.reshape(-1).view(np.uint8).data)
+            done += len(batch["label"])
     assert done == total, f"{done} encryptions instead of {total}"
     return paths

@@ -41,9 +41,8 @@ def stop_request() -> threading.Event:
 def run_main(main: Callable[[], None]) -> None:
     """Run a program's `main`; turn an `InputError` into one line on stderr and exit code 2.
 
-    So does a fault of the machine, such as a full disk.
-    A `Stopped` ends with exit code 75 (`STOPPED`), and Ctrl-C with 130 and no traceback, as in any
-    shell tool.
+    A fault of the machine, such as a full disk, ends likewise. A `Stopped` ends with exit code 75
+    (`STOPPED`), and Ctrl-C with 130 and no traceback, as in any shell tool.
     """
     try:
         main()

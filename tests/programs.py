@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -201,3 +202,12 @@ def call(monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def short_files():
+    """No file grows beyond 64 kB, as on a disk that fills up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -217,6 +217,13 @@ def test_a_score_that_cannot_be_read_costs_no_checkpoint(copied, opened, caplog,
     chex.assert_trees_all_equal(*jax.device_get((state, _state(5))))
 
 
+def test_the_score_of_a_save_in_progress_is_not_looked_at(copied):
+    (_interrupt(copied) / "metrics" / "metrics").write_bytes(b"{")
+    checkpoints = Checkpoints(copied, read_only=True)
+    assert checkpoints.steps() == [2, 4, 5]
+    checkpoints.close()
+
+
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(InputError, match="checkpoints is no folder; move it away"):

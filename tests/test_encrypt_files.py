@@ -1,14 +1,13 @@
 """Data sets hidden batch by batch, and files that are whole or absent."""
 
-import errno
 import json
-import os
 import re
 
 import chex
 import jax
 import numpy as np
 import pytest
+from programs import short_files
 from tiny import CLASSES, labelled, pixels
 
 from instahide_jax import (
@@ -16,6 +15,7 @@ from instahide_jax import (
     InstaHide,
     SecretKey,
     encrypt,
+    encrypt_files,
     insecure_key,
     insecure_secret,
 )
@@ -26,6 +26,7 @@ from instahide_jax.encrypt_files import (
     write_encrypted,
 )
 
+__all__ = ["short_files"]  # a fixture
 SECRET = insecure_secret(11)
 SCHEME = InstaHide.inside(k=4, num_classes=CLASSES, mean=(0.5,), std=(0.25,))
 ARRAYS = labelled(21, (8, 8, 1))
@@ -272,11 +273,13 @@ def test_negative_soft_labels_are_refused():
         encrypt_dataset(insecure_secret(0), {**DATA, "label": soft}, scheme=SCHEME)
 
 
-def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(InputError, match=r"cannot write .*: No space left on device; free"):
-        write_encrypted(tmp_path / "a.npz", _batches([3]), 3, {})
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path, short_files):
+    with pytest.raises(InputError, match=r"cannot write .*: File too large; free space, or name"):
+        write_encrypted(tmp_path / "a.npz", _batches([5000]), 5000, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_another_algorithm_has_other_keys(monkeypatch):
+    before = _content_digest(DATA, None, SCHEME)
+    monkeypatch.setattr(encrypt_files, "ALGORITHM", encrypt_files.ALGORITHM + 1)
+    assert _content_digest(DATA, None, SCHEME) != before

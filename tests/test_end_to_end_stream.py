@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+from importlib.metadata import version
 
 import jax
 import numpy as np
@@ -21,7 +22,8 @@ from programs import (
     without_speed,
 )
 
-from instahide_jax import cli
+from instahide_jax import cli, image_task
+from instahide_jax.config import load_config
 
 __all__ = ["call"]  # a fixture
 STEPS = 18 * 6
@@ -118,3 +120,9 @@ def test_encrypted_inference_needs_data_in_memory(place, finished, call, monkeyp
     assert err == (
         "error: encrypted inference needs data in memory; pass --encryptions without a number\n"
     )
+
+
+def test_the_order_that_grain_defines_is_part_of_the_identity(place, monkeypatch):
+    monkeypatch.chdir(place.folder)
+    _, _, identities = image_task.open_data(load_config("tiny.py:streamed"))
+    assert identities[0].endswith(f" grain {version('grain')}")
