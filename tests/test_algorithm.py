@@ -17,6 +17,8 @@ from instahide_jax.secret import ALGORITHM
 GOLDEN = {
     "inside": "46c37d8c91a6900e",
     "cross": "9c8433ffded2a296",
+    "redrawn": "8ce7799c6eab8522",
+    "uint8": "84abf02bd51faa92",
     "intra": "a726cf1956da8536",
     "inter": "88d098cb85cbff6c",
 }
@@ -31,9 +33,9 @@ def _digest(*arrays):
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _instahide(scheme):
+def _instahide(scheme, dtype=np.float32):
     """Mixtures of unit vectors: they show partners, coefficients and signs."""
-    images = np.eye(24, dtype=np.float32)[:, :, None, None]
+    images = np.eye(24, dtype=dtype)[:, :, None, None]
     batch = {"image": images[:12], "label": np.arange(12, dtype=np.int32)}
     public = images[12:] if scheme.num_public else None
     hidden = encrypt(insecure_secret(1), batch, public, scheme=scheme)
@@ -56,6 +58,8 @@ def _texthide(scheme):
 MADE = {
     "inside": lambda: _instahide(InstaHide.inside(k=4, num_classes=12)),
     "cross": lambda: _instahide(InstaHide.cross(k=6, num_classes=12)),
+    "redrawn": lambda: _instahide(InstaHide.inside(k=4, num_classes=12, min_own_coefficient=0.5)),
+    "uint8": lambda: _instahide(InstaHide.inside(k=4, num_classes=12), np.uint8),
     "intra": lambda: _texthide(TextHide.intra(k=4, num_masks=16)),
     "inter": lambda: _texthide(TextHide.inter(k=4, num_masks=None)),
 }
