@@ -19,8 +19,8 @@ PROGRAMS = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "configs").glob("*.py"))
 
 # From the bottom up; a module imports from lower layers, or from its own where that is no circle.
 LAYERS = [
-    ["errors", "folders", "metrics", "scores"],
-    ["prng", "secret", "arguments", "parallel", "pictures"],
+    ["errors", "folders", "metrics", "scores", "device_groups"],
+    ["prng", "secret", "arguments", "parallel", "compiled", "pictures"],
     ["coefficients", "data"],
     ["encoders", "optimizers", "mixing", "hiding"],
     ["instahide", "texthide", "config", "checkpoint"],
