@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from instahide_jax import image_task, text_task
+from instahide_jax import text_task
 from instahide_jax.arguments import parse_args
 from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.config import Experiment, ImageExperiment, TextExperiment
@@ -27,16 +27,19 @@ from instahide_jax.data.embedded import Arrays
 from instahide_jax.encoders import Bert, Model, Variables, make_model
 from instahide_jax.encoders.bert_folder import check_new_folder, save_folder
 from instahide_jax.errors import InputError, run_main
+from instahide_jax.image_data import open_images
 from instahide_jax.image_evaluation import encrypted_accuracies, evaluate_split, make_evaluate
 from instahide_jax.instahide import InstaHide
 from instahide_jax.optimizers import make_optimizer
-from instahide_jax.parallel import make_mesh, replicated
+from instahide_jax.parallel import replicated
+from instahide_jax.placement import local_mesh
 from instahide_jax.run import (
     check_data,
     check_precision,
-    default_secret_file,
     read_experiment,
+    read_statistics,
     run_secret,
+    secret_files,
     write_json,
 )
 from instahide_jax.secret import insecure_secret, secret_key
@@ -58,6 +61,8 @@ class Arguments:
       insecure_seed: of images: makes the key of encrypted inference repeatable, and guessable.
       secret_file: of texts: the run's secret, from which the masks come; by default beside the run.
       save_folder: of texts: write the trained encoder to this new folder, in Hugging Face's layout.
+      client: of a run of several clients: whose data and secret to use; the test set of a simulation
+        (client_data "parts") is everybody's.
       imports: modules to import first, which define classes that the run's configuration uses.
     """
 
@@ -69,6 +74,7 @@ class Arguments:
     insecure_seed: int | None = None
     secret_file: Path | None = None
     save_folder: Path | None = None
+    client: int = 0
     imports: tuple[str, ...] = ()
 
 
@@ -82,6 +88,10 @@ def main() -> None:
         except ImportError as error:
             raise InputError(f"--imports {module}: {error}; is it installed?") from error
     experiment = read_experiment(arguments.run)
+    if not 0 <= arguments.client < experiment.clients:
+        raise InputError(
+            f"--client is {arguments.client}; the run has clients 0 to {experiment.clients - 1}"
+        )
     if isinstance(experiment, TextExperiment):
         score_texts(arguments, experiment)
     elif isinstance(experiment, ImageExperiment):
@@ -99,7 +109,7 @@ def restore(arguments: Arguments, experiment: Experiment, model: Model) -> Train
     steps = checkpoints.steps()
     newest = arguments.checkpoint == "newest" and steps
     step = max(steps) if newest else checkpoints.best_step()
-    return checkpoints.restore(abstract, step, replicated(make_mesh()))
+    return checkpoints.restore(abstract, step, replicated(local_mesh()))
 
 
 def score_images(arguments: Arguments, experiment: ImageExperiment) -> None:
@@ -108,8 +118,9 @@ def score_images(arguments: Arguments, experiment: ImageExperiment) -> None:
     if not isinstance(experiment.scheme, InstaHide):
         without = "a run that hides nothing"
         refuse(arguments, ("encryptions", "min_own_coefficient", "insecure_seed"), without)
-    dataset, pool, identities = image_task.open_data(experiment)
-    check_data(arguments.run, identities)
+    client = arguments.client
+    dataset, pool, identities = open_images(experiment, [client])[client]
+    check_data(arguments.run, identities, client)
     in_memory = isinstance(dataset.train, Arrays) and isinstance(dataset.test, Arrays)
     if isinstance(experiment.scheme, InstaHide) and arguments.encryptions:
         if not in_memory:
@@ -118,7 +129,7 @@ def score_images(arguments: Arguments, experiment: ImageExperiment) -> None:
             )
         check_counts("encryptions", arguments.encryptions)
     num_classes = dataset.test.num_classes
-    scheme = experiment.scheme.for_data(num_classes, *dataset.statistics)
+    scheme = experiment.scheme.for_data(num_classes, *read_statistics(arguments.run))
     asked = scheme
     if isinstance(scheme, InstaHide):
         asked = replace(scheme, min_own_coefficient=arguments.min_own_coefficient)
@@ -126,7 +137,9 @@ def score_images(arguments: Arguments, experiment: ImageExperiment) -> None:
     model = make_model(experiment.encoder, shape, num_classes)
     state = restore(arguments, experiment, model)
     evaluate = make_evaluate(experiment, scheme, model)
-    plain = evaluate_split(evaluate, state, dataset.test, experiment)
+    variables = Variables(state.params, state.stats)
+    loss, right, count = evaluate_split(evaluate, variables, dataset.test, experiment)
+    accuracy = right / count
     encrypted: dict[int, float] = {}
     if isinstance(asked, InstaHide) and arguments.encryptions:
         assert isinstance(dataset.train, Arrays)
@@ -136,22 +149,22 @@ def score_images(arguments: Arguments, experiment: ImageExperiment) -> None:
             experiment,
             asked,
             model,
-            Variables(state.params, state.stats),
+            variables,
             secret_key() if seed is None else insecure_secret(seed),
             dataset.test,
             dataset.train,
             pool,
             arguments.encryptions,
         )
-    announce(arguments, state, f"{plain.num_images:,} test images")
-    error = (plain.accuracy * (1 - plain.accuracy) / plain.num_images) ** 0.5
-    print(f"  plain images                accuracy {plain.accuracy:.4f} +- {error:.4f}")
+    announce(arguments, state, f"{int(count):,} test images")
+    error = (accuracy * (1 - accuracy) / count) ** 0.5
+    print(f"  plain images                accuracy {accuracy:.4f} +- {error:.4f}")
     for count, accuracy in encrypted.items():
         print(f"  encrypted, mean over T={count:<3d}  accuracy {accuracy:.4f}")
     values = {
-        "test_images": plain.num_images,
-        "plain_accuracy": plain.accuracy,
-        "plain_loss": plain.loss,
+        "test_images": int(count),
+        "plain_accuracy": accuracy,
+        "plain_loss": loss / count,
         "encrypted_accuracy": {str(count): accuracy for count, accuracy in encrypted.items()},
         "min_own_coefficient": arguments.min_own_coefficient,
         "key": "fresh" if arguments.insecure_seed is None else arguments.insecure_seed,
@@ -170,8 +183,11 @@ def score_texts(arguments: Arguments, experiment: TextExperiment) -> None:
     tokenizer = data.tokenizer or encoder.folder
     if arguments.save_folder is not None:
         check_new_folder(arguments.save_folder, tokenizer)
-    dataset, identities = text_task.open_data(experiment)
-    check_data(arguments.run, identities)
+    client = arguments.client
+    texts_of, weights = text_task.open_texts(experiment, [client])
+    dataset = texts_of[client]
+    identities = text_task.identities(dataset, weights)
+    check_data(arguments.run, identities, client)
     scheme = experiment.scheme.for_data(dataset.train.num_classes)
     num_outputs = dataset.train.num_classes or 1
     model = make_model(encoder, (data.length,), num_outputs, experiment.head)
@@ -179,13 +195,16 @@ def score_texts(arguments: Arguments, experiment: TextExperiment) -> None:
     counts = arguments.masks if has_masks(scheme) else ()
     secret = None
     if counts:
-        secret_file = arguments.secret_file or default_secret_file(arguments.run)
+        only = range(client, client + 1)
+        secret_file = secret_files(arguments.run, arguments.secret_file, only, experiment.clients)[
+            client
+        ]
         if experiment.insecure_seed is None and not secret_file.exists():
             raise InputError(
                 f"secret file {secret_file} is missing; the masks come from it: name it with "
                 "--secret-file, or pass --masks without a number to score without masks"
             )
-        secret = run_secret(arguments.run, experiment, identities, secret_file)
+        secret = run_secret(arguments.run, experiment, identities, secret_file, client)
     variables = Variables(state.params, state.stats)
     values: dict[str, Any] = {}
     for name, texts in dataset.tests.items():

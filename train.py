@@ -19,82 +19,129 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+from jax.sharding import Mesh
 
 from instahide_jax import image_task, text_task
 from instahide_jax.arguments import parse_args
 from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.config import Experiment, ImageExperiment, TextExperiment, load_config
+from instahide_jax.distributed import (
+    ending_at_once,
+    is_first,
+    join,
+    stopping,
+    together,
+    watch_for_stop,
+)
 from instahide_jax.encoders import make_model, num_parameters
 from instahide_jax.encoders.bert_folder import pretrained
-from instahide_jax.errors import InputError, Stopped, run_main, stop_request
-from instahide_jax.metrics import MetricWriter, progress_bar
+from instahide_jax.errors import InputError, Stopped, run_main
+from instahide_jax.metrics import MetricWriter, NoWriter, progress_bar
 from instahide_jax.optimizers import make_optimizer
-from instahide_jax.parallel import FAST_COMPILE, check_batch_size, make_mesh, replicated
+from instahide_jax.parallel import (
+    FAST_COMPILE,
+    check_batch_size,
+    check_device_map,
+    make_mesh,
+    process_clients,
+)
 from instahide_jax.pictures import save_curves
-from instahide_jax.run import Run, check_precision, open_run
+from instahide_jax.placement import put_like, put_own, state_sharding
+from instahide_jax.run import Run, Statistics, check_precision, open_run, secret_files
 from instahide_jax.task import Task
-from instahide_jax.training import Keys, TrainState, check_finite, init_state, make_train_step
+from instahide_jax.training import (
+    TrainState,
+    check_finite,
+    init_state,
+    make_keys,
+    make_train_step,
+    put_keys,
+)
 
 
 def main() -> None:
+    begin = time.perf_counter()
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every folder it opens
     check_precision()
-    experiment, workdir, secret_file = parse_command_line(sys.argv[1:])
-    mesh = make_mesh()
-    check_batch_size(experiment.batch_size, mesh)
-    task = open_task(experiment)
-    steps_per_epoch = task.num_examples // experiment.batch_size
-    total_steps = experiment.epochs * steps_per_epoch
+    experiment, options = parse_command_line(sys.argv[1:])
+    join(options.coordinator, options.num_processes, options.process_id, options.join_timeout)
+    with ending_at_once():
+        train(experiment, options, begin)
+
+
+def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> None:
+    """The whole experiment, in this process and, if there are others, in step with them."""
+    jax.config.update("jax_compilation_cache_dir", experiment.execution.compilation_cache)
+    clients, size = experiment.clients, experiment.batch_size
+    mesh = make_mesh(clients)
+    check_batch_size(size, mesh, clients, experiment.partner_group)
+    held = process_clients(mesh, clients)
+    task = open_task(experiment, held)
+    total_steps = experiment.epochs * task.steps_per_epoch
 
     head = experiment.head if isinstance(experiment, TextExperiment) else None
     model = make_model(experiment.encoder, task.shape, task.num_outputs, head)
-    optimizer = make_optimizer(experiment.optimizer, steps_per_epoch, total_steps)
-    train_step = make_train_step(task.make_take(mesh), task.scheme, model, optimizer, mesh)
-    validate = task.make_validate(model)
-
+    optimizer = make_optimizer(experiment.optimizer, task.steps_per_epoch, total_steps)
     seed_key = jax.random.key(experiment.seed, impl="threefry2x32")  # whatever JAX's default is
     fresh = jax.eval_shape(partial(init_state, model, optimizer), seed_key)
-    weights = pretrained(experiment.encoder)
-    run = open_run(workdir, experiment, task.identities, secret_file)  # all is checked: write
-
-    whole = replicated(mesh)
-    keys = jax.device_put(Keys(run.secret, jax.random.fold_in(seed_key, 1)), whole)
-    public = None if task.public is None else jax.device_put(task.public, whole)
-    init = jax.jit(
-        partial(init_state, model, optimizer), out_shardings=whole, compiler_options=FAST_COMPILE
+    sharding = state_sharding(fresh, mesh, experiment.execution.shard_state)
+    train_step = make_train_step(
+        task.make_take(mesh),
+        task.scheme,
+        model,
+        optimizer,
+        mesh,
+        group=experiment.partner_group,
+        clients=clients,
+        sharding=sharding,
     )
+    validate = task.make_validate(model, mesh)
+    weights = together(lambda: pretrained(experiment.encoder))
+    files = together(lambda: secret_files(options.workdir, options.secret_file, held, clients))
+    statistics = Statistics(task.scheme.mean, task.scheme.std)
+    # All is checked; from here on files are written.
+    run = open_run(options.workdir, experiment, task.identities, files, statistics)
+
+    run_seed = jax.random.fold_in(seed_key, 1)
+    own_keys = make_keys(run.secrets, run_seed)
+    keys = put_keys(own_keys, run_seed, mesh, clients)
+    public = put_own(task.public, mesh, clients) if task.public else None
     checkpoints = Checkpoints(run.folder / "checkpoints")
-    state = checkpoints.restore_newest(fresh, whole)
+    state = checkpoints.restore_newest(fresh, sharding)
     if state is None:
-        state = init(jax.random.fold_in(seed_key, 0))
-        if weights is not None:
-            params = {**state.params, "encoder": jax.device_put(weights, whole)}
-            state = state.replace(params=params)
+        state = first_state(partial(init_state, model, optimizer), seed_key, weights, sharding)
     del weights
     start = int(state.step)
-    announce(experiment, task, run, state, start, total_steps)
+    announce(experiment, task, run, mesh, state, start, total_steps)
 
-    stop, done, losses = stop_request(), start, dict[int, jax.Array]()
+    request, done, losses = watch_for_stop(), start, dict[int, jax.Array]()
     since, work = time.perf_counter(), 0
     with (
         closing(checkpoints),
-        closing(MetricWriter(run.folder, start)) as writer,
-        closing(progress_bar(total_steps, start, "train")) as bar,
+        closing(MetricWriter(run.folder, start) if is_first() else NoWriter()) as writer,
+        closing(progress_bar(total_steps, start, "train", is_first())) as bar,
+        ending_at_once(),
     ):
-        for feed in task.feeds(keys, mesh, start, total_steps):
+        for feed in task.feeds(own_keys, mesh, start, total_steps):
             if feed.step == 0:
-                task.save_samples(run.folder, mesh, keys, feed)
+                task.save_samples(run.folder, mesh, keys, own_keys, public, feed)
             state, metrics = train_step(state, keys, feed.private, public, feed.length)
             done, work = feed.step + 1, work + feed.work
             bar.update()
             losses[done] = metrics["loss"]
+            if done == start + 1:
+                jax.block_until_ready(metrics)
+                if is_first():
+                    bar.write(
+                        f"First step done {time.perf_counter() - begin:.1f} s after the start."
+                    )
             to_log, to_save = (
                 done % every == 0 or done == total_steps
                 for every in (experiment.log_every, experiment.save_every)
             )
-            stopping = stop.is_set()
-            if to_log or to_save or stopping:
-                check_finite(losses, state, steps_per_epoch)
+            stop = stopping(request, done)
+            if to_log or to_save or stop:
+                check_finite(losses, state, task.steps_per_epoch)
                 losses.clear()
             if to_log:
                 values = {n: float(metrics[n]) for n in ("loss", "accuracy") if n in metrics}
@@ -105,10 +152,10 @@ def main() -> None:
                 shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
                 bar.set_postfix_str(f"{shown}, {rate:,.0f} {task.unit}/s")
             if to_save:
-                validation = validate(state, keys.secret)
+                validation = validate(state, own_keys)
                 writer.write(done, **{f"validation_{n}": v for n, v in validation.values.items()})
                 checkpoints.save(done, state, validation.score)
-            if stopping:
+            if stop:
                 if not to_save:
                     checkpoints.save(done, state, None)
                 break
@@ -116,8 +163,9 @@ def main() -> None:
         raise Stopped(
             f"stopped and saved at step {done} of {total_steps}; the same command goes on"
         )
-    save_curves(run.folder / "curves.png", run.folder / "metrics.jsonl", str(run.folder))
-    print(f"Done: {total_steps} steps. Score it on the test set: python eval.py {run.folder}")
+    if is_first():
+        save_curves(run.folder / "curves.png", run.folder / "metrics.jsonl", str(run.folder))
+        print(f"Done: {total_steps} steps. Score it on the test set: python eval.py {run.folder}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,11 +175,12 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
 
-def parse_command_line(argv: list[str]) -> tuple[Experiment, Path, Path | None]:
-    """The experiment, the run folder and the secret file that the arguments name."""
+def parse_command_line(argv: list[str]) -> tuple[Experiment, argparse.Namespace]:
+    """The experiment; and run folder, secret file and place in a job that the arguments name."""
     parser = Parser(
         prog="train.py",
-        usage="train.py CONFIG[:VARIANT] [--workdir DIR] [--secret-file FILE] [overrides]",
+        usage="train.py CONFIG[:VARIANT] [--workdir DIR] [--secret-file FILE] [overrides]\n"
+        "       [--coordinator auto | --coordinator HOST:PORT --num-processes N --process-id I]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -140,6 +189,10 @@ def parse_command_line(argv: list[str]) -> tuple[Experiment, Path, Path | None]:
     parser.add_argument("config", nargs="?")
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--secret-file", type=Path)
+    parser.add_argument("--coordinator")
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument("--process-id", type=int)
+    parser.add_argument("--join-timeout", type=int, default=300)
     if not argv or argv[0] in ("-h", "--help"):
         parser.print_help()
         sys.exit(0 if argv else 2)
@@ -156,40 +209,60 @@ def parse_command_line(argv: list[str]) -> tuple[Experiment, Path, Path | None]:
     default = load_config(known.config)
     experiment = parse_args(type(default), overrides, default=default, prog="train.py CONFIG")
     path, _, variant = known.config.partition(":")
-    workdir = known.workdir or Path("runs") / f"{Path(path).stem}-{variant or 'default'}"
-    return experiment, workdir, known.secret_file
+    known.workdir = known.workdir or Path("runs") / f"{Path(path).stem}-{variant or 'default'}"
+    return experiment, known
 
 
-def open_task(experiment: Experiment) -> Task:
-    """The data of an experiment, loaded and checked."""
+def open_task(experiment: Experiment, held: range) -> Task:
+    """The data of the clients of this process, loaded and checked."""
     if isinstance(experiment, ImageExperiment):
-        task = image_task.open_task(experiment)
+        check_device_map(experiment.device_map, experiment.clients)
+        task = image_task.open_task(experiment, held)
     elif isinstance(experiment, TextExperiment):
-        task = text_task.open_task(experiment)
+        task = text_task.open_task(experiment, held)
     else:
         raise InputError(
             f"the config gives {type(experiment).__name__}; give an ImageExperiment or a "
             "TextExperiment"
         )
-    if task.num_examples < experiment.batch_size:
+    if task.steps_per_epoch == 0:
         raise InputError(
             f"batch_size is {experiment.batch_size}, more than the {task.num_examples} training "
-            "examples; lower it"
+            f"examples{' of some client' * (experiment.clients > 1)}; lower it"
         )
     return task
 
 
+def first_state(init: Any, seed_key: jax.Array, weights: Any, sharding: Any) -> TrainState:
+    """The state before the first step, with pretrained weights where there are some."""
+    init = jax.jit(init, out_shardings=sharding, compiler_options=FAST_COMPILE)
+    state = init(jax.random.fold_in(seed_key, 0))
+    if weights is not None:
+        placed = put_like(weights, sharding.params["encoder"])
+        state = state.replace(params={**state.params, "encoder": placed})
+    return state
+
+
 def announce(
-    experiment: Experiment, task: Task, run: Run, state: TrainState, start: int, total: int
+    experiment: Experiment,
+    task: Task,
+    run: Run,
+    mesh: Mesh,
+    state: TrainState,
+    start: int,
+    total: int,
 ) -> None:
     """Say what is going to happen."""
-    devices = jax.local_devices()
+    if not is_first():
+        return
+    owners = f" of {experiment.clients} clients" if experiment.clients > 1 else ""
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     print(
-        f"{run.folder}: {task.num_examples:,} private examples, "
+        f"{run.folder}: {task.num_examples:,} private examples{owners}, "
         f"{num_parameters(state.params):,} parameters, {type(experiment.scheme).__name__}, "
-        f"{len(devices)} x {devices[0].device_kind}"
+        f"{mesh.devices.size} x {jax.devices()[0].device_kind}{processes}"
     )
-    if run.secret.insecure:
+    if experiment.insecure_seed is not None:
         print("The key stems from an integer seed: this run protects nothing.")
     if start:
         print(f"Resuming at step {start} of {total}.")

@@ -98,7 +98,7 @@ def hidden_pass(
         partial(scheme.pass_partners, num_candidates=len(images)), out_shardings=replicated(mesh)
     )
 
-    def hide_rows(shared: Any, rows: jax.Array) -> Any:
+    def hide_rows(shared: Any, _: None, rows: jax.Array) -> Any:
         key, partners, (images, labels, public) = shared
         return encrypt(
             key,
@@ -112,7 +112,7 @@ def hidden_pass(
 
     @jax.jit
     def hide(key: SecretKey, start: jax.Array, partners: jax.Array, pools: Any) -> Any:
-        return device_map(hide_rows, mesh)((key, partners, pools), start + jnp.arange(batch))
+        return device_map(hide_rows, mesh)((key, partners, pools), None, start + jnp.arange(batch))
 
     def run(key: SecretKey) -> None:
         partners = draw(key)
@@ -133,7 +133,7 @@ def mixing_pass(
     given = (images, public, order.astype(np.int32), coefficients)
     on_devices = jax.device_put(given, replicated(mesh))
 
-    def mix_rows(shared: Any, rows: jax.Array) -> jax.Array:
+    def mix_rows(shared: Any, _: None, rows: jax.Array) -> jax.Array:
         images, public, order, coefficients = shared
         chosen = order[rows]
         sources = [images] * scheme.private_slots + [public] * scheme.num_public
@@ -142,7 +142,7 @@ def mixing_pass(
 
     @jax.jit
     def mixed(start: jax.Array, given: Any) -> jax.Array:
-        return device_map(mix_rows, mesh)(given, start + jnp.arange(batch))
+        return device_map(mix_rows, mesh)(given, None, start + jnp.arange(batch))
 
     def run() -> None:
         for start in range(0, len(images) // batch * batch, batch):

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from instahide_jax import InstaHide, NoHiding, TextHide, secret_key
 from instahide_jax import text_step as texts
@@ -29,7 +30,16 @@ from instahide_jax.encoders import Bert, Model, ResNet18, make_model
 from instahide_jax.image_step import Private, make_hide, make_take, plan_pass
 from instahide_jax.optimizers import AdamW, Optimizer, Sgd, make_optimizer
 from instahide_jax.parallel import make_mesh
-from instahide_jax.training import Keys, Take, init_state, make_train_step
+from instahide_jax.placement import put_own
+from instahide_jax.training import (
+    ClientKeys,
+    Keys,
+    Take,
+    init_state,
+    make_keys,
+    make_train_step,
+    put_keys,
+)
 
 SCHEMES: dict[str, dict[str, NoHiding]] = {
     "images": {
@@ -64,16 +74,17 @@ def on_images(scheme: NoHiding, batch_size: int) -> Works:
         batch_size=batch_size,
     )
     rng = np.random.default_rng(SEED)
-    images = jnp.asarray(rng.integers(0, 256, (NUM_IMAGES, 32, 32, 3), dtype=np.uint8))
-    labels = jnp.asarray(rng.integers(0, 10, NUM_IMAGES))
-    keys = Keys(secret_key(), jax.random.key(0))
-    this_pass = jax.jit(partial(plan_pass, num_images=NUM_IMAGES, scheme=scheme))(keys, 0)
-    private = Private(images, labels, this_pass)
-    pool = images if scheme.num_public else None
+    mesh = make_mesh()
+    images = rng.integers(0, 256, (NUM_IMAGES, 32, 32, 3), dtype=np.uint8)
+    labels = rng.integers(0, 10, NUM_IMAGES)
+    own_keys, keys = new_keys(mesh)
+    this_pass = jax.jit(partial(plan_pass, num_images=NUM_IMAGES, scheme=scheme))(own_keys, 0)
+    private = put_own([Private(images, labels, this_pass)], mesh, 1)
+    pool = private.images if scheme.num_public else None
     model = make_model(config.encoder, (32, 32, 3), 10)
-    take = make_take(config, scheme, make_mesh())
+    take = make_take(config, scheme, mesh)
     one_step = stepper(take, scheme, model, Sgd(), keys, private, pool, None)
-    hide = jax.jit(make_hide(config, scheme, make_mesh()))
+    hide = jax.jit(make_hide(config, scheme, mesh))
     at_start = jnp.zeros((), jnp.int32)
     return one_step, lambda: jax.block_until_ready(hide(keys, at_start, private, pool))
 
@@ -83,21 +94,23 @@ def on_texts(scheme: NoHiding, batch_size: int) -> Works:
     rng = np.random.default_rng(SEED)
     shape = (NUM_TEXTS, LENGTH)
     tokens = {
-        "ids": jnp.asarray(rng.integers(0, MINILM.vocab_size, shape, np.uint16)),
-        "types": jnp.zeros(shape, jnp.uint8),
-        "mask": jnp.ones(shape, jnp.uint8),
+        "ids": rng.integers(0, MINILM.vocab_size, shape, np.uint16),
+        "types": np.zeros(shape, np.uint8),
+        "mask": np.ones(shape, np.uint8),
     }
-    labels = jnp.asarray(rng.integers(0, 2, NUM_TEXTS), jnp.int32)
-    keys = Keys(secret_key(), jax.random.key(0))
-    plan = texts.plan_pass(keys.seed, 0, batch_size, np.zeros(NUM_TEXTS, int))
-    private = texts.PrivateTexts(tokens, labels, jnp.asarray(plan.order), None)
+    labels = rng.integers(0, 2, NUM_TEXTS).astype(np.int32)
+    mesh = make_mesh()
+    own_keys, keys = new_keys(mesh)
+    plan = texts.plan_pass(own_keys.views, 0, batch_size, np.zeros(NUM_TEXTS, int))
+    own = texts.PrivateTexts(tokens, labels, plan.order, None)  # type: ignore[arg-type]
+    private = put_own([own], mesh, 1)
     model = make_model(MINILM, (LENGTH,), 2)
-    take = texts.make_take(make_mesh())
+    take = texts.make_take(mesh)
     one_step = stepper(take, scheme, model, AdamW(), keys, private, None, LENGTH)
     features = jnp.asarray(rng.normal(size=(batch_size, MINILM.hidden)), jnp.float32)
 
     @jax.jit
-    def hide(keys: Keys, step: jax.Array, features: jax.Array) -> Any:
+    def hide(keys: ClientKeys, step: jax.Array, features: jax.Array) -> Any:
         def hidden(features: jax.Array) -> tuple[jax.Array, jax.Array]:
             made, targets = scheme.hide_features(keys.secret, step, features, labels[:batch_size])
             return (made**2).sum(), targets
@@ -105,7 +118,14 @@ def on_texts(scheme: NoHiding, batch_size: int) -> Works:
         return jax.value_and_grad(hidden, has_aux=True)(features)
 
     at_start = jnp.zeros((), jnp.int32)
-    return one_step, lambda: jax.block_until_ready(hide(keys, at_start, features))
+    return one_step, lambda: jax.block_until_ready(hide(own_keys, at_start, features))
+
+
+def new_keys(mesh: Mesh) -> tuple[ClientKeys, Keys]:
+    """The keys of one client, as the client has them and on the mesh."""
+    seed = jax.random.key(0)
+    own = make_keys({0: secret_key()}, seed)
+    return own[0], put_keys(own, seed, mesh, 1)
 
 
 def stepper(

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
+from instahide_jax.distributed import is_first, together
 from instahide_jax.errors import InputError
 
 Tree = Any
@@ -34,10 +36,8 @@ class Checkpoints:
           InputError: if another process has the folder open to save, or it is no folder, or a score
             cannot be read and `read_only` forbids to mend that.
         """
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder} is no folder; move it away, or choose another --workdir")
-        self._lock = None if read_only else _locked(folder.with_name(".lock"))
-        _check_scores(folder, mend=not read_only)
+        self._lock: IO[str] | None = None
+        together(lambda: self._prepare(folder, read_only))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.AnyPreservationPolicy(
                 [
@@ -56,6 +56,13 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             folder.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
         )
+
+    def _prepare(self, folder: Path, read_only: bool) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is no folder; move it away, or choose another --workdir")
+        if is_first():  # of several processes one has the folder locked, and mends
+            self._lock = None if read_only else _locked(folder.with_name(".lock"))
+            _check_scores(folder, mend=not read_only)
 
     def save(self, step: int, state: Tree, accuracy: float | None) -> None:
         """Start saving; waits only for a save that is still being written.
@@ -84,19 +91,21 @@ class Checkpoints:
             raise InputError(f"no checkpoint in {self._manager.directory}; train first")
         return step
 
-    def restore(self, abstract: Tree, step: int, sharding: jax.sharding.Sharding) -> Tree:
-        """The state of one step.
+    def restore(self, abstract: Tree, step: int, sharding: Tree) -> Tree:
+        """The state of one step, on any number of devices and processes.
 
         Args:
           abstract: pytree of `jax.ShapeDtypeStruct`.
           step: one of `steps()`.
-          sharding: of every leaf.
+          sharding: of every leaf, or one for all.
 
         Raises:
           InputError: if it cannot be read.
         """
         target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
+            lambda x, of: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=of),
+            abstract,
+            jax.tree.broadcast(sharding, abstract),
         )
         try:
             state = self._manager.restore(step, args=ocp.args.StandardRestore(target))
@@ -107,11 +116,11 @@ class Checkpoints:
                 f"checkpoint {step} in {self._manager.directory} cannot be read: {reason}"
             ) from error
 
-    def restore_newest(self, abstract: Tree, sharding: jax.sharding.Sharding) -> Tree | None:
+    def restore_newest(self, abstract: Tree, sharding: Tree) -> Tree | None:
         """The state of the newest checkpoint that can be read; None where there is none at all.
 
         A damaged one is reported, and removed once an earlier one was read. Where none can be read,
-        nothing is removed: the reason may lie elsewhere.
+        nothing is removed: the reason may lie elsewhere. All processes of a job restore the same.
 
         Args:
           abstract: as for `restore`.
@@ -123,7 +132,7 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                state = self.restore(abstract, step, sharding)
+                state = together(partial(self.restore, abstract, step, sharding))
             except InputError as error:
                 _log.warning("%s; trying the one before", str(error))  # keep no frames alive
                 continue

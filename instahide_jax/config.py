@@ -28,6 +28,21 @@ from instahide_jax.texthide import TextHide
 
 
 @dataclass(frozen=True)
+class Execution:
+    """How an experiment is carried out, not what it is.
+
+    Attributes:
+      shard_state: cut parameters and the optimizer's state along the devices of a client instead of
+        keeping them whole on each (`placement.state_sharding`).
+      compilation_cache: folder in which compiled programs are kept for later starts; they hold no
+        keys. Relative to the working directory.
+    """
+
+    shard_state: bool = False
+    compilation_cache: str | None = None
+
+
+@dataclass(frozen=True)
 class Experiment:
     """What every experiment says; `ImageExperiment` and `TextExperiment` say the rest.
 
@@ -42,6 +57,15 @@ class Experiment:
         key guessable and the run repeatable: for experiments, it protects nothing.
       save_every: steps between checkpoints.
       log_every: steps between lines of metrics.
+      clients: data owners, K, who train one model together. Each has data, public data and a secret
+        of its own, and `batch_size` / K rows of every step; partners are of the same owner.
+      client_data: "parts" divides the data set among the clients, which simulates them; with "own"
+        the processes of each client load its own, from where the configuration says, and a pass is
+        as long as that of the smallest.
+      partner_group: where partners come from the batch: the rows of a client's batch among which
+        they are drawn, by default all. Groups of no more rows than a device holds (`batch_size`
+        over the number of devices) need no communication.
+      execution: what changes no result beyond rounding, and may change between starts of a run.
     """
 
     encoder: EncoderConfig
@@ -53,6 +77,10 @@ class Experiment:
     insecure_seed: int | None = field(default=None, kw_only=True)
     save_every: int = field(default=500, kw_only=True)
     log_every: int = field(default=50, kw_only=True)
+    clients: int = field(default=1, kw_only=True)
+    client_data: Literal["parts", "own"] = field(default="parts", kw_only=True)
+    partner_group: int | None = field(default=None, kw_only=True)
+    execution: Execution = field(default_factory=Execution, kw_only=True)
 
     def __post_init__(self) -> None:
         kinds = {"encoder": EncoderConfig, "scheme": NoHiding, "optimizer": Optimizer}
@@ -60,15 +88,29 @@ class Experiment:
             if not isinstance(getattr(self, name), kind):
                 given = type(getattr(self, name)).__name__
                 raise InputError(f"{name} is a {given}; it must be a {kind.__name__}")
-        for name in ("epochs", "batch_size", "save_every", "log_every"):
+        for name in ("epochs", "batch_size", "save_every", "log_every", "clients"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}; it must lie in [0, 2**32)")
-        if self.scheme.num_partners >= self.batch_size:
+        if self.client_data not in ("parts", "own"):
+            raise InputError(f"client_data is {self.client_data!r}; choose 'parts' or 'own'")
+        if self.batch_size % self.clients:
             raise InputError(
-                f"batch_size is {self.batch_size}; mixing {self.scheme.num_partners + 1} private "
-                "examples needs a batch of at least as many: raise it or lower scheme.k"
+                f"batch_size is {self.batch_size}, which {self.clients} clients cannot share "
+                "evenly; use a multiple of clients"
+            )
+        own, needed = self.batch_size // self.clients, self.scheme.num_partners + 1
+        if needed > own:
+            of = "" if self.clients == 1 else f", {own} for each of {self.clients} clients"
+            raise InputError(
+                f"batch_size is {self.batch_size}{of}; mixing {needed} private examples needs a "
+                "batch of at least as many: raise it or lower scheme.k"
+            )
+        if self.partner_group is not None and not max(2, needed) <= self.partner_group <= own:
+            raise InputError(
+                f"partner_group is {self.partner_group}; mixing {needed} private examples of "
+                f"{own} rows of a step needs a number in [{max(2, needed)}, {own}]"
             )
 
 
@@ -81,7 +123,7 @@ class ImageExperiment(Experiment):
       public_pool: the public images of cross-dataset InstaHide.
       augment: random views of the private images.
       partners: "dataset" draws partners from the whole training set, as published (in memory only);
-        "batch" from the step's batch over all devices.
+        "batch" from the client's rows of the step, see `partner_group`.
       device_map: JAX interface that maps hiding over the devices; both give the same bits.
     """
 
@@ -98,6 +140,11 @@ class ImageExperiment(Experiment):
             raise InputError(f"partners is {self.partners!r}; choose 'dataset' or 'batch'")
         if self.device_map not in ("shard_map", "pmap"):
             raise InputError(f"device_map is {self.device_map!r}; choose 'shard_map' or 'pmap'")
+        if self.partner_group is not None and self.partners == "dataset":
+            raise InputError(
+                f"partner_group is {self.partner_group}, but partners come from the whole data "
+                "set; set partners to 'batch', or leave it out"
+            )
         if self.scheme.num_public and self.public_pool is None:
             raise InputError(
                 f"the scheme mixes {self.scheme.num_public} public images but public_pool is not "
@@ -140,10 +187,12 @@ class TextExperiment(Experiment):
                 f"the scheme mixes {self.scheme.num_public} public texts but public_text is not "
                 "set; name a source in the config, or use TextHide.intra"
             )
-        if self.scheme.num_public > self.batch_size:
+        rows = self.partner_group or self.batch_size // self.clients
+        if self.scheme.num_public > rows:
             raise InputError(
-                f"the scheme mixes {self.scheme.num_public} public texts; a step takes "
-                f"batch_size={self.batch_size} of them: raise it or lower scheme.k"
+                f"the scheme mixes {self.scheme.num_public} public texts; there are {rows} of them "
+                "to choose from, as many as private ones: raise batch_size or partner_group, or "
+                "lower scheme.k"
             )
 
 
@@ -278,6 +327,13 @@ def from_json(value: Any) -> Any:
         raise InputError(f"the saved configuration cannot be read: {error}") from None
 
 
+def what_it_is(config: Experiment) -> Any:
+    """An experiment as JSON values, without `Execution`."""
+    described = to_json(config)
+    del described["execution"]
+    return described
+
+
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """Where two JSON values of `to_json` differ, one "field: old -> new" each."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -294,5 +350,5 @@ def fingerprint(config: Experiment, identities: list[str], version: str) -> byte
 
     Folded into the secret, they keep a one-time key from ever meeting other plaintext.
     """
-    content = json.dumps([to_json(config), identities, version], sort_keys=True)
+    content = json.dumps([what_it_is(config), identities, version], sort_keys=True)
     return hashlib.sha256(content.encode()).digest()

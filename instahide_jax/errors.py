@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 
 # "Temporary failure, try again" of sysexits.h.
@@ -38,26 +39,35 @@ def stop_request() -> threading.Event:
     return event
 
 
-def run_main(main: Callable[[], None]) -> None:
-    """Run a program's `main`; turn an `InputError` into one line on stderr and exit code 2.
+def report(error: BaseException) -> int:
+    """Print what ended a program, in one line where a user can mend it; the exit code.
 
-    A fault of the machine, such as a full disk, ends likewise. A `Stopped` ends with exit code 75
-    (`STOPPED`), and Ctrl-C with 130 and no traceback, as in any shell tool.
+    2 for an `InputError` or a fault of the machine, such as a full disk; 75 (`STOPPED`) for a
+    `Stopped`; 130 for Ctrl-C, as in any shell tool; otherwise 1, after a traceback.
     """
+    match error:
+        case InputError():
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        case OSError() if error.errno in _OF_THE_MACHINE:
+            where = f" {error.filename}" if error.filename else ""
+            print(
+                f"error: cannot write or read{where}: {error.strerror}; mend that", file=sys.stderr
+            )
+            return 2
+        case Stopped():
+            print(str(error), file=sys.stderr)
+            return STOPPED
+        case KeyboardInterrupt():
+            print("interrupted", file=sys.stderr)
+            return 130
+    traceback.print_exception(error)
+    return 1
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a program's `main`; end as `report` says."""
     try:
         main()
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in _OF_THE_MACHINE:
-            raise
-        where = f" {error.filename}" if error.filename else ""
-        print(f"error: cannot write or read{where}: {error.strerror}; mend that", file=sys.stderr)
-        sys.exit(2)
-    except Stopped as stopped:
-        print(str(stopped), file=sys.stderr)
-        sys.exit(STOPPED)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(report(error))

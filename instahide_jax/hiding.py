@@ -14,6 +14,9 @@ import numpy as np
 
 from instahide_jax.coefficients import CoefficientLaw
 from instahide_jax.errors import InputError
+from instahide_jax.mixing import draw_row_partners
+from instahide_jax.parallel import Neighbours
+from instahide_jax.secret import unwrap
 
 Batch = dict[str, jax.Array]
 Examples = tuple[jax.Array, jax.Array]
@@ -86,9 +89,17 @@ class NoHiding:
             std=self.std if own_statistics else std,
         )
 
-    def pass_partners(self, key: Any, num_candidates: int) -> jax.Array:
-        """Private partners of all candidates in a pass under `key`, int32 [N, num_partners]."""
-        del key
+    def pass_partners(
+        self, key: Any, num_candidates: int, first_row: int | jax.Array = 0
+    ) -> jax.Array:
+        """Private partners of all candidates in a pass under `key`, int32 [N, num_partners].
+
+        Args:
+          key: of the pass.
+          num_candidates: N.
+          first_row: number of the first; groups of one pass, which share its key, differ in it.
+        """
+        del key, first_row
         return jnp.zeros((num_candidates, 0), jnp.int32)
 
     def hide_inputs(
@@ -117,20 +128,22 @@ class NoHiding:
         features: jax.Array,
         labels: jax.Array,
         public_features: jax.Array | None = None,
+        neighbours: Neighbours | None = None,
     ) -> Examples:
         """Features and targets as the head sees them.
 
         Args:
-          secret: the `SecretKey` of the run.
+          secret: the `SecretKey` of the client.
           step: integer [], number of the training step.
           features: [B, width], outputs of the encoder.
           labels: see `targets`.
           public_features: [M, width] of public examples.
+          neighbours: where the features are rows of a group with more, on other devices.
 
         Returns:
           Features [B, width], and targets [B, classes] or [B].
         """
-        del secret, step, public_features
+        del secret, step, public_features, neighbours
         return features, targets(labels, self.num_classes)
 
 
@@ -196,6 +209,18 @@ class MixingScheme(NoHiding):
     def num_public(self) -> int:
         return self.k - self.private_slots
 
+    def pass_partners(
+        self, key: Any, num_candidates: int, first_row: int | jax.Array = 0
+    ) -> jax.Array:
+        """The partners that `encrypt` and `hide` draw under `key` among so many rows.
+
+        int32 [N, num_private - 1]; for passes of many calls, so that each need not draw them anew,
+        and for groups that lie on several devices.
+        """
+        _, partner_parent = jax.random.split(unwrap(key))
+        rows = first_row + jnp.arange(num_candidates)
+        return draw_row_partners(partner_parent, rows, self.private_slots, None)
+
     @property
     def law(self) -> CoefficientLaw:
         """The law of the coefficients."""
@@ -256,6 +281,19 @@ def check_rows(rows: Any, size: int) -> None:
         )
     if isinstance(rows, np.ndarray) and size and not 0 <= rows.min() <= rows.max() < 2**32:
         raise InputError(f"rows go from {rows.min()} to {rows.max()}; give numbers in [0, 2**32)")
+
+
+def check_partners(partners: Any, size: int, count: int) -> None:
+    """Refuse partners that are no integers [size, count].
+
+    Raises:
+      InputError: for another shape or dtype.
+    """
+    if partners.shape != (size, count) or partners.dtype.kind not in "iu":
+        raise InputError(
+            f"partners has shape {partners.shape} and dtype {partners.dtype}; give integers of "
+            f"shape {(size, count)}"
+        )
 
 
 def soft_labels(labels: jax.Array, num_classes: int | None) -> jax.Array:

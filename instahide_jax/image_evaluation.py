@@ -2,34 +2,30 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from instahide_jax.config import ImageExperiment
 from instahide_jax.data.augment import centre
 from instahide_jax.data.embedded import Arrays
 from instahide_jax.data.streaming import eval_batches
 from instahide_jax.data.tfds_io import Split
+from instahide_jax.distributed import is_first
 from instahide_jax.encoders.base import Model, Tree, Variables
 from instahide_jax.errors import InputError
 from instahide_jax.hiding import NoHiding, soft_labels
+from instahide_jax.image_data import num_images
 from instahide_jax.instahide import InstaHide
+from instahide_jax.metrics import progress
+from instahide_jax.parallel import WHOLE, Share, sharded
+from instahide_jax.placement import local_mesh
 from instahide_jax.secret import SecretKey
 
 EVAL_BATCH = 250
-
-
-class Scores(NamedTuple):
-    """Mean cross-entropy in nats, fraction right, and number of images."""
-
-    loss: float
-    accuracy: float
-    num_images: int
 
 
 def make_evaluate(
@@ -61,47 +57,65 @@ def make_evaluate(
 
 def evaluate_split(
     evaluate: Callable[..., dict[str, jax.Array]],
-    state: Any,
+    variables: Variables,
     split: Arrays | Split,
     experiment: ImageExperiment,
-) -> Scores:
-    """Scores on plain images.
+    share: Share = WHOLE,
+) -> np.ndarray:
+    """Sums over plain images: loss, right ones, and their number, float64 [3].
 
     Args:
       evaluate: of `make_evaluate`.
-      state: anything with `params` and `stats`.
+      variables: on the devices of this process (`placement.to_local`).
       split: images in memory, or a split to stream.
       experiment: its data configuration tells how to resize what is streamed.
+      share: of the images, to score here.
     """
-    sums = {"loss": 0.0, "right": 0.0, "count": 0.0}
-    batches = plain_batches(split, experiment)
-    total = -(-num_images(split) // EVAL_BATCH)
-    for batch in tqdm(batches, "score", total, unit=" batches", delay=2, leave=False):
-        made = evaluate(state.params, state.stats, batch["image"], batch["label"], batch["valid"])
-        sums = {name: sums[name] + float(made[name]) for name in sums}
-    count = int(sums["count"])
-    return Scores(sums["loss"] / count, sums["right"] / count, count)
+    by_rows = sharded(local_mesh())
+    devices = by_rows.mesh.size
+    size = -(-EVAL_BATCH // devices) * devices
+    batches = plain_batches(split, experiment, size, share)
+    total = -(-num_images(split) // (size * share.of))
+    sums = np.zeros(3)
+    for batch in progress(batches, "score", total, " batches", is_first()):
+        rows = jax.device_put((batch["image"], batch["label"], batch["valid"]), by_rows)
+        made = evaluate(variables.params, variables.stats, *rows)
+        sums += [float(made[name]) for name in ("loss", "right", "count")]
+    return sums
 
 
-def num_images(split: Arrays | Split) -> int:
-    """Images of a split in memory or of one to stream."""
-    return len(split.labels) if isinstance(split, Arrays) else split.num_examples
+def plain_batches(
+    split: Arrays | Split,
+    experiment: ImageExperiment,
+    size: int = EVAL_BATCH,
+    share: Share = WHOLE,
+) -> Iterator[dict[str, Any]]:
+    """Batches {"image", "label", "valid"} of one size in order, the last one padded.
 
-
-def plain_batches(split: Arrays | Split, experiment: ImageExperiment) -> Iterator[dict[str, Any]]:
-    """Batches {"image", "label", "valid"} of one size in order, the last one padded."""
+    Args:
+      split: in memory or to stream.
+      experiment: tells how to resize what is streamed.
+      size: of the batches.
+      share: which of every `share.of` batches.
+    """
     if not isinstance(split, Arrays):
         resize: int = experiment.data.resize  # type: ignore[attr-defined]
-        yield from eval_batches(split, batch_size=EVAL_BATCH, resize=resize)
+        yield from eval_batches(
+            split,
+            batch_size=size * share.of,
+            resize=resize,
+            process_index=share.which,
+            process_count=share.of,
+        )
         return
-    size = len(split.labels)
-    for start in range(0, size, EVAL_BATCH):
-        numbers = np.arange(start, start + EVAL_BATCH)
-        inside = np.minimum(numbers, size - 1)
+    last = len(split.labels) - 1
+    for start in range(share.which * size, max(1, last + 1), size * share.of):
+        numbers = np.arange(start, start + size)
+        inside = np.minimum(numbers, last)
         yield {
             "image": split.images[inside],
             "label": split.labels[inside],
-            "valid": numbers < size,
+            "valid": numbers <= last,
         }
 
 
@@ -163,10 +177,7 @@ def encrypted_accuracies(
 
     total = np.zeros((len(test.labels), scheme.num_classes or 0))
     accuracies = {}
-    turns = tqdm(
-        range(max(counts)), "encrypted inference", unit=" encryptions", delay=2, leave=False
-    )
-    for t in turns:
+    for t in progress(range(max(counts)), "encrypted inference", max(counts), " encryptions"):
         key_t = key.fold_in(np.uint32(t))
         table = partners(key_t)
         for i, batch in enumerate(plain_batches(test, experiment)):

@@ -1,20 +1,18 @@
 """The images of a training step: taken from memory or a stream, augmented and hidden."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import Mesh
 
 from instahide_jax.config import ImageExperiment
-from instahide_jax.data.augment import augment
+from instahide_jax.data.augment import Augment, augment
 from instahide_jax.hiding import Batch, NoHiding
-from instahide_jax.parallel import device_map
+from instahide_jax.parallel import Groups, Neighbours, device_map
 from instahide_jax.secret import SecretKey
-from instahide_jax.training import Examples, Keys, Take
+from instahide_jax.training import ClientKeys, Examples, Keys, Take
 
 
 class Pass(NamedTuple):
@@ -31,12 +29,13 @@ class Pass(NamedTuple):
 
 
 class Private(NamedTuple):
-    """Private data on the devices.
+    """Private data on the devices, that of every client on its own.
 
     Attributes:
-      images: uint8 [N, H, W, C], the whole set in memory; or one batch [B, H, W, C] of a stream.
-      labels: int32 [N] or [B].
-      this_pass: order and partners; None for a stream.
+      images: uint8 [K, N, H, W, C], the whole sets in memory; or one batch [B, H, W, C] of a
+        stream.
+      labels: int32 [K, N] or [B].
+      this_pass: order [K, steps * B / K] and partners [K, N, num_partners]; None for a stream.
     """
 
     images: jax.Array
@@ -44,118 +43,173 @@ class Private(NamedTuple):
     this_pass: Pass | None
 
 
-def plan_pass(keys: Keys, epoch: int | jax.Array, num_images: int, scheme: NoHiding | None) -> Pass:
-    """Order and partners of one pass, a pure function of keys and epoch.
+def plan_pass(
+    keys: ClientKeys, epoch: int | jax.Array, num_images: int, scheme: NoHiding | None
+) -> Pass:
+    """Order and partners of one client's pass, a pure function of keys and epoch.
 
     Args:
-      keys: of the run.
+      keys: of the client.
       epoch: number of the pass.
       num_images: N.
       scheme: which needs partners from the whole set; None where they come from the batch.
     """
-    order_key = jax.random.fold_in(jax.random.fold_in(keys.seed, 0), epoch)
+    order_key = jax.random.fold_in(jax.random.fold_in(keys.views, 0), epoch)
     order = jax.random.permutation(order_key, num_images).astype(jnp.int32)
     partners = None
     if scheme is not None:
-        partners = scheme.pass_partners(_pass_secret(keys, epoch), num_images)
+        partners = scheme.pass_partners(_pass_secret(keys.secret, epoch), num_images)
     return Pass(order, partners)
 
 
-def _pass_secret(keys: Keys, epoch: int | jax.Array) -> SecretKey:
-    return keys.secret.stream("pass").fold_in(epoch)
+def _pass_secret(secret: SecretKey, epoch: int | jax.Array) -> SecretKey:
+    return secret.stream("pass").fold_in(epoch)
 
 
-def _step_secret(keys: Keys, step: jax.Array) -> SecretKey:
-    return keys.secret.stream("step").fold_in(step)
+def _step_secret(secret: SecretKey, step: jax.Array) -> SecretKey:
+    return secret.stream("step").fold_in(step)
 
 
-def _hide_from_dataset(
-    scheme: NoHiding, config: ImageExperiment, shared: dict[str, Any], split: dict[str, jax.Array]
-) -> Batch:
-    """Hide images whose partners come from the whole set in memory; runs on one device's rows.
+class _Own(NamedTuple):
+    """What a device needs of one of its clients: keys, public images, and data in memory if any."""
 
-    The key is that of the pass and a row's number is its image's, so every image is hidden under
-    its own key once per pass.
+    secret: SecretKey
+    view_key: jax.Array
+    public_pool: jax.Array | None
+    private: Private | None
+
+
+def _in_memory(own: _Own) -> tuple[jax.Array, jax.Array, Pass]:
+    assert own.private is not None
+    assert own.private.this_pass is not None
+    return own.private.images, own.private.labels, own.private.this_pass
+
+
+class _Hide(NamedTuple):
+    """Hiding one client's rows on one device.
+
+    Attributes:
+      scheme: with the data set's statistics.
+      augment: random views.
+      size: B / K, the client's rows of a step.
+      groups: of these rows, within which partners are drawn if they come from the batch.
     """
-    private: Private = shared["private"]
-    rows, view_key = split["rows"], shared["view_key"]
 
-    def views(numbers: jax.Array) -> Batch:
-        images = augment(config.augment, view_key, private.images[numbers], numbers)
-        return {"image": images, "label": private.labels[numbers]}
+    scheme: NoHiding
+    augment: Augment
+    size: int
+    groups: Groups
 
-    pool = partners = None
-    if scheme.num_partners:
-        assert private.this_pass is not None
-        assert private.this_pass.partners is not None
-        numbers = private.this_pass.partners[rows]
-        pool = views(numbers.reshape(-1))
-        partners = jnp.arange(numbers.size, dtype=jnp.int32).reshape(numbers.shape)
-    return scheme.hide_inputs(
-        shared["secret"],
-        views(rows),
-        shared["public_pool"],
-        rows=rows,
-        private_pool=pool,
-        partners=partners,
-    )
+    def from_dataset(self, step: jax.Array, own: _Own, rows: dict[str, jax.Array]) -> Batch:
+        """Partners come from the whole set in memory.
 
+        The key is that of the pass and a row's number is its image's, so every image is hidden
+        under its own key once per pass.
+        """
+        epoch, numbers, view_key = self._rows_of_step(step, own, rows["position"])
+        images, labels, this_pass = _in_memory(own)
 
-def _hide_from_batch(
-    scheme: NoHiding, config: ImageExperiment, shared: dict[str, Any], split: dict[str, jax.Array]
-) -> Batch:
-    """Hide a batch whose partners come from the global batch; runs on one device's part.
+        def views(numbers: jax.Array) -> Batch:
+            seen = augment(self.augment, view_key, images[numbers], numbers)
+            return {"image": seen, "label": labels[numbers]}
 
-    The key is that of the step and a row's number its position in the global batch.
-    """
-    own = {
-        "image": augment(config.augment, shared["view_key"], split["image"], split["rows"]),
-        "label": split["label"],
-    }
-    everyone = jax.tree.map(lambda x: lax.all_gather(x, "data", tiled=True), own)
-    return scheme.hide_inputs(
-        shared["secret"],
-        own,
-        shared["public_pool"],
-        rows=split["position"],
-        private_pool=everyone if scheme.num_partners else None,
-    )
+        pool = partners = None
+        if self.scheme.num_partners:
+            assert this_pass.partners is not None
+            theirs = this_pass.partners[numbers]
+            pool = views(theirs.reshape(-1))
+            partners = jnp.arange(theirs.size, dtype=jnp.int32).reshape(theirs.shape)
+        return self.scheme.hide_inputs(
+            _pass_secret(own.secret, epoch),
+            views(numbers),
+            own.public_pool,
+            rows=numbers,
+            private_pool=pool,
+            partners=partners,
+        )
+
+    def from_batch(self, step: jax.Array, own: _Own, rows: dict[str, jax.Array]) -> Batch:
+        """Partners come from the client's rows of the step; the set is in memory."""
+        _, numbers, view_key = self._rows_of_step(step, own, rows["position"])
+        images, labels, _ = _in_memory(own)
+        seen = augment(self.augment, view_key, images[numbers], numbers)
+        batch = {"image": seen, "label": labels[numbers]}
+        return self._in_groups(step, own, rows["position"], batch)
+
+    def from_stream(self, step: jax.Array, own: _Own, rows: dict[str, jax.Array]) -> Batch:
+        """Partners come from the client's rows of the step, which are given."""
+        position = rows["position"]
+        numbers = step.astype(jnp.uint32) * self.size + position.astype(jnp.uint32)
+        batch = {
+            "image": augment(self.augment, own.view_key, rows["image"], numbers),
+            "label": rows["label"],
+        }
+        return self._in_groups(step, own, position, batch)
+
+    def _rows_of_step(
+        self, step: jax.Array, own: _Own, position: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Pass, numbers of the images at `position`, and the key of their views."""
+        order = _in_memory(own)[2].order
+        epoch, turn = jnp.divmod(step, order.shape[0] // self.size)
+        return epoch, order[turn * self.size + position], jax.random.fold_in(own.view_key, epoch)
+
+    def _in_groups(self, step: jax.Array, own: _Own, position: jax.Array, batch: Batch) -> Batch:
+        """The key is that of the step and a row's number its place in the client's batch."""
+        scheme, secret = self.scheme, _step_secret(own.secret, step)
+
+        def hide(neighbours: Neighbours, batch: Batch) -> Batch:
+            pool = partners = None
+            if scheme.num_partners:
+                partners = scheme.pass_partners(secret, neighbours.size, neighbours.first)
+                partners = partners[neighbours.position - neighbours.first]
+                pool = neighbours.gather(batch)
+            return scheme.hide_inputs(
+                secret,
+                batch,
+                own.public_pool,
+                rows=neighbours.position,
+                private_pool=pool,
+                partners=partners,
+            )
+
+        return self.groups.map(hide, position, batch)
 
 
 def make_hide(
     config: ImageExperiment, scheme: NoHiding, mesh: Mesh
 ) -> Callable[[Keys, jax.Array, Private, jax.Array | None], Batch]:
-    """hide(keys, step, private, public_pool): the hidden batch of a step, sharded over "data".
+    """hide(keys, step, private, public_pool): the hidden batch of a step, cut by rows.
+
+    Every device hides its own rows. Images go from device to device within a client only, and only
+    where partners come from the batch in groups larger than a device's share.
 
     Args:
       config: the experiment.
       scheme: its scheme, with the data set's statistics.
       mesh: of `parallel.make_mesh`.
+
+    Returns:
+      A function of which `public_pool` is uint8 [K, M, H, W, C] or None.
     """
-    from_dataset = device_map(partial(_hide_from_dataset, scheme, config), mesh, config.device_map)
-    from_batch = device_map(partial(_hide_from_batch, scheme, config), mesh, config.device_map)
-    size = config.batch_size
+    clients, size = config.clients, config.batch_size // config.clients
+    groups = Groups(config.partner_group or size, size // mesh.shape["data"])
+    one = _Hide(scheme, config.augment, size, groups)
+    from_dataset, from_batch, from_stream = (
+        device_map(function, mesh, config.device_map)
+        for function in (one.from_dataset, one.from_batch, one.from_stream)
+    )
 
     def hide(keys: Keys, step: jax.Array, private: Private, public_pool: jax.Array | None) -> Batch:
-        view_key = jax.random.fold_in(keys.seed, 1)
-        position = jnp.arange(size, dtype=jnp.int32)
-        shared: dict[str, Any] = {"public_pool": public_pool}
+        view_key = jax.vmap(jax.random.fold_in, (0, None))(keys.views, 1)
+        position = jnp.tile(jnp.arange(size, dtype=jnp.int32), clients)
+        own = _Own(keys.secret, view_key, public_pool, private)
         if private.this_pass is None:
-            shared |= {"secret": _step_secret(keys, step), "view_key": view_key}
-            numbers = step.astype(jnp.uint32) * size + position.astype(jnp.uint32)
-            split = {"image": private.images, "label": private.labels, "rows": numbers}
-            return from_batch(shared, split | {"position": position})
-        steps_per_epoch = private.images.shape[0] // size
-        epoch = step // steps_per_epoch
-        shared["view_key"] = jax.random.fold_in(view_key, epoch)
-        start = step % steps_per_epoch * size
-        rows = lax.dynamic_slice(private.this_pass.order, (start,), (size,))
-        if config.partners == "dataset":
-            shared |= {"secret": _pass_secret(keys, epoch), "private": private}
-            return from_dataset(shared, {"rows": rows})
-        shared["secret"] = _step_secret(keys, step)
-        split = {"image": private.images[rows], "label": private.labels[rows], "rows": rows}
-        return from_batch(shared, split | {"position": position})
+            own = own._replace(private=None)
+            rows = {"position": position, "image": private.images, "label": private.labels}
+            return from_stream(step, own, rows)
+        hide_rows = from_dataset if config.partners == "dataset" else from_batch
+        return hide_rows(step, own, {"position": position})
 
     return hide
 

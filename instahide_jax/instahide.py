@@ -9,10 +9,16 @@ import numpy as np
 
 from instahide_jax import prng
 from instahide_jax.errors import InputError
-from instahide_jax.hiding import Batch, MixingScheme, affine, check_rows, soft_labels
+from instahide_jax.hiding import (
+    Batch,
+    MixingScheme,
+    affine,
+    check_partners,
+    check_rows,
+    soft_labels,
+)
 from instahide_jax.mixing import (
     MixPlan,
-    draw_partners,
     draw_plan,
     draw_row_partners,
     mix,
@@ -59,14 +65,6 @@ class InstaHide(MixingScheme):
     def mixup(cls, k: int = 4, **settings: Any) -> Self:
         """k private images and no mask: Mixup with the coefficients of InstaHide; hides nothing."""
         return cls(k=k, mask="none", **settings)
-
-    def pass_partners(self, key: Any, num_candidates: int) -> jax.Array:
-        """The partners that `encrypt` draws under `key` from a private pool of this size.
-
-        int32 [N, num_private - 1]; for passes of many calls, so that each need not draw them anew.
-        """
-        _, partner_parent = jax.random.split(unwrap(key))
-        return draw_partners(partner_parent, num_candidates, self.private_slots)[:, 1:]
 
     def hide_inputs(
         self,
@@ -247,12 +245,8 @@ def _check(
         raise InputError(f"images have dtype {image.dtype}; give uint8 or a float type")
     if rows is not None:
         check_rows(rows, len(image))
-    shape = (len(image), scheme.num_partners)
-    if partners is not None and (partners.shape != shape or partners.dtype.kind not in "iu"):
-        raise InputError(
-            f"partners has shape {partners.shape} and dtype {partners.dtype}; give integers of "
-            f"shape {shape}"
-        )
+    if partners is not None:
+        check_partners(partners, len(image), scheme.num_partners)
     pools = {"private_pool": candidates["image"]}
     if scheme.num_public:
         if public_pool is None:

@@ -4,12 +4,14 @@ import importlib.util
 import json
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class MetricWriter:
@@ -46,6 +48,16 @@ class MetricWriter:
             self._board.close()
 
 
+class NoWriter:
+    """In the place of a `MetricWriter` where another process writes."""
+
+    def write(self, step: int, **values: float) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The lines of a metrics file, up to the first that cannot be read.
 
@@ -66,9 +78,17 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return read
 
 
-def progress_bar(total: int, initial: int, description: str) -> tqdm:
+def progress(
+    items: Iterable[T], description: str, total: int, unit: str, shown: bool = True
+) -> Iterable[T]:
+    """The items, with a bar that appears where they take longer than two seconds."""
+    return tqdm(items, description, total, unit=unit, delay=2, leave=False, disable=not shown)
+
+
+def progress_bar(total: int, initial: int, description: str, shown: bool = True) -> tqdm:
     """A progress bar over steps."""
     return tqdm(
+        disable=not shown,
         total=total,
         initial=initial,
         desc=description,

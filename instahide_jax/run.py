@@ -4,13 +4,22 @@ import hashlib
 import json
 import os
 import platform
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from instahide_jax.config import Experiment, differences, fingerprint, from_json, to_json
+from instahide_jax.config import (
+    Experiment,
+    differences,
+    fingerprint,
+    from_json,
+    to_json,
+    what_it_is,
+)
+from instahide_jax.distributed import exchange, is_first, merged, together
 from instahide_jax.errors import InputError
 from instahide_jax.secret import (
     ALGORITHM,
@@ -26,17 +35,28 @@ _CONFIG = "config.json"
 _RUN = "run.json"
 
 
+class Statistics(NamedTuple):
+    """Mean and standard deviation per channel, of pixels in [0, 1]; None without images."""
+
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+NO_STATISTICS = Statistics(None, None)
+
+
 class Run(NamedTuple):
     """An opened run folder.
 
     Attributes:
-      folder: where everything but the secret lies.
-      secret: the key of the run, bound to the fingerprint of its data and configuration.
+      folder: where everything but the secrets lies.
+      secrets: the keys of the clients of this process, by their numbers, each bound to client and
+        fingerprint of data and configuration.
       resumed: whether the folder held this experiment before.
     """
 
     folder: Path
-    secret: SecretKey
+    secrets: dict[int, SecretKey]
     resumed: bool
 
 
@@ -46,79 +66,193 @@ def check_precision() -> None:
         raise InputError("JAX_ENABLE_X64 is set; training is in 32 bits: unset it")
 
 
-def default_secret_file(folder: Path) -> Path:
-    """Beside the run folder, not in it: the folder may be copied, the secret stays."""
-    return folder.absolute().with_name(folder.absolute().name + ".secret")
+def secret_files(folder: Path, named: Path | None, held: range, clients: int) -> dict[int, Path]:
+    """The secret file of each client of a process.
+
+    Args:
+      folder: the run folder. By default secrets lie beside it, not in it: the folder may be copied,
+        the secret stays.
+      named: what the user names instead; "{client}" in it stands for the client's number.
+      held: the clients of the process.
+      clients: K.
+
+    Raises:
+      InputError: if several clients would have the same file.
+    """
+    if named is None:
+        ending = ".secret" if clients == 1 else ".client{client}.secret"
+        absolute = folder.absolute()
+        named = absolute.with_name(absolute.name.replace("{", "{{").replace("}", "}}") + ending)
+    elif len(held) > 1 and "{client}" not in named.name:
+        raise InputError(
+            f"--secret-file is {named} for {len(held)} clients, which would share it; put "
+            "{client} into the name of the file"
+        )
+    return {client: named.with_name(named.name.replace("{client}", str(client))) for client in held}
 
 
 def open_run(
-    folder: Path, experiment: Experiment, identities: list[str], secret_file: Path | None
+    folder: Path,
+    experiment: Experiment,
+    identities: dict[int, list[str]],
+    files: dict[int, Path],
+    statistics: Statistics = NO_STATISTICS,
 ) -> Run:
     """Create a run folder, or open that of an earlier start for resuming.
 
+    All processes of a job call it, the first one writes. A secret is made by a process of its
+    client and stays there.
+
     Args:
-      folder: the run folder.
+      folder: the run folder, which all processes see.
       experiment: its configuration.
-      identities: what identifies the data, see `config.fingerprint`.
-      secret_file: None is `default_secret_file`. A new run makes it where it is missing.
+      identities: what identifies the data of each client of this process, see
+        `config.fingerprint`.
+      files: of `secret_files`. A new run makes those that are missing.
+      statistics: with which images are standardised, to be kept for their evaluation.
 
     Raises:
       InputError: if the folder cannot be written, holds another experiment (the differences are
         listed) or other data, or the secret of a resumed run is missing or readable by others.
     """
-    mark = _fingerprint(experiment, identities)
-    resumed = _check_same(folder, experiment, mark)
-    path = secret_file or default_secret_file(folder)
-    secret = None  # whatever is wrong with it is found before the folder is made
-    if experiment.insecure_seed is not None:
-        secret = insecure_secret(experiment.insecure_seed)
-        kind = f"INSECURE, integer seed {experiment.insecure_seed}: nothing is protected"
-    else:
-        kind = "256 bits from the operating system"
-        if resumed or path.exists():
-            secret = read_secret(path)
-    is_new = not folder.exists()
-    _make_writable(folder)
-    if secret is None:
-        try:
-            write_secret(path, secret_key())
-        except InputError:
-            if is_new:
-                folder.rmdir()
-            raise
-        secret = read_secret(path)
-    if not resumed:
+    data = list(merged({c: _data_mark(named) for c, named in identities.items()}).values())
+    mark = _fingerprint(experiment, data)
+    resumed = together(lambda: _check_same(folder, experiment, mark))
+    if len(set(exchange(resumed))) > 1:
+        raise InputError(
+            f"work folder {folder} is there for some processes and not for others; put --workdir "
+            "where all of them see the same files"
+        )
+    secrets = together(lambda: _read_secrets(experiment, files, missing_is_new=not resumed))
+    is_new = not folder.exists()  # whatever is wrong so far is found before the folder is made
+    together(lambda: _make_writable(folder) if is_first() else None)
+    try:
+        secrets |= _make_secrets({c: path for c, path in files.items() if c not in secrets}, files)
+    except InputError:
+        if is_new and is_first():
+            folder.rmdir()
+        raise
+    _check_distinct(experiment, secrets)
+    if not resumed and is_first():
         described = {
             "fingerprint": mark.hex(),
-            "data": _data_mark(identities),
-            "secret": kind,
+            "data": data,
+            **statistics._asdict(),
+            "secret": _kind_of_secret(experiment),
             "versions": {p: version(p) for p in ("instahide-jax", "jax", "flax", "optax")},
             "python": platform.python_version(),
             "devices": [str(device.device_kind) for device in jax.devices()],
         }
         write_json(folder / _RUN, described)
         write_json(folder / _CONFIG, to_json(experiment))  # last: it marks the folder as a run
-    return Run(folder, secret.run(mark), resumed)
+    together(lambda: _check_shared(folder))
+    bound = {c: secret.run(_client_mark(experiment, data, c)) for c, secret in secrets.items()}
+    return Run(folder, bound, resumed)
 
 
-def _fingerprint(experiment: Experiment, identities: list[str]) -> bytes:
+def _read_secrets(
+    experiment: Experiment, files: dict[int, Path], missing_is_new: bool
+) -> dict[int, SecretKey]:
+    """Secrets at hand; with `missing_is_new` those whose file is missing are left out."""
+    if experiment.insecure_seed is not None:
+        return dict.fromkeys(files, insecure_secret(experiment.insecure_seed))
+    there = {c: path for c, path in files.items() if path.exists() or not missing_is_new}
+    return {client: read_secret(path) for client, path in there.items()}
+
+
+def _make_secrets(missing: dict[int, Path], files: dict[int, Path]) -> dict[int, SecretKey]:
+    """Make the missing secrets: of several processes of one client the first makes it."""
+    maker: dict[int, int] = {}
+    for process, held in enumerate(exchange(list(files))):
+        for client in held:
+            maker.setdefault(client, process)
+
+    def write() -> None:
+        for client, path in missing.items():
+            if maker[client] == jax.process_index():
+                write_secret(path, secret_key())
+
+    together(write)
+    return together(lambda: {client: read_secret(path) for client, path in missing.items()})
+
+
+def _check_distinct(experiment: Experiment, secrets: dict[int, SecretKey]) -> None:
+    """Refuse one secret for two clients; processes of one client must have the same one.
+
+    Compared are 128 bits that are drawn from each for this purpose alone, and tell nothing else.
+    """
+    marks = {
+        client: jax.random.bits(secret.stream("which secret").key, (4,), "uint32").tolist()
+        for client, secret in secrets.items()
+    }
+    known = list(merged(marks).values())
+    same = [client for client, drawn in enumerate(known) if drawn in known[:client]]
+    if same and experiment.insecure_seed is None:
+        raise InputError(
+            f"client {same[0]} has the secret of client {known.index(known[same[0]])}; remove the "
+            "copy, and a new one is made"
+        )
+
+
+def _check_shared(folder: Path) -> None:
+    """Refuse a work folder that other processes see elsewhere."""
+    for _ in range(20):  # network file systems show new files late
+        if (folder / _CONFIG).exists():
+            return
+        time.sleep(0.5)
+    raise InputError(
+        f"work folder {folder} is not the one that process 0 writes to; put --workdir where all "
+        "processes see the same files"
+    )
+
+
+def _kind_of_secret(experiment: Experiment) -> str:
+    if experiment.insecure_seed is None:
+        return "256 bits from the operating system"
+    return f"INSECURE, integer seed {experiment.insecure_seed}: nothing is protected"
+
+
+def _fingerprint(experiment: Experiment, data: list[str]) -> bytes:
     # The last decides what order and views a seed gives, and so what a row key meets.
     order = f"{_PARTITIONABLE}={jax.config.values[_PARTITIONABLE]}"
-    return fingerprint(experiment, identities, f"{version('instahide-jax')} {ALGORITHM} {order}")
+    return fingerprint(experiment, data, f"{version('instahide-jax')} {ALGORITHM} {order}")
 
 
-def check_data(folder: Path, identities: list[str]) -> None:
+def _client_mark(experiment: Experiment, data: list[str], client: int) -> bytes:
+    # The data of all clients: what is measured of them, such as the mean, enters every mixture.
+    return _fingerprint(experiment, [*data, f"client {client}"])
+
+
+def check_data(folder: Path, identities: list[str], client: int = 0) -> None:
     """Refuse to score a run on other data than it was started on.
 
     Raises:
-      InputError: if the identities are not those of the run.
+      InputError: if the identities are not those of the client in this run.
     """
-    described = _read_json(folder / _RUN)
-    if not isinstance(described, dict) or described.get("data") != _data_mark(identities):
+    if _data_of(folder)[client : client + 1] != [_data_mark(identities)]:
         raise InputError(
             f"{folder} was trained on other data than its configuration now finds; restore the "
             "data set, or train anew"
         )
+
+
+def read_statistics(folder: Path) -> Statistics:
+    """Mean and deviation with which the run standardises images.
+
+    Raises:
+      InputError: if the run's description cannot be read.
+    """
+    described = _read_json(folder / _RUN)
+    values = (
+        described.get(name) if isinstance(described, dict) else None for name in ("mean", "std")
+    )
+    return Statistics(*(None if value is None else tuple(value) for value in values))
+
+
+def _data_of(folder: Path) -> list[str]:
+    described = _read_json(folder / _RUN)
+    data = described.get("data") if isinstance(described, dict) else None
+    return data if isinstance(data, list) else []
 
 
 def _data_mark(identities: list[str]) -> str:
@@ -126,18 +260,18 @@ def _data_mark(identities: list[str]) -> str:
 
 
 def run_secret(
-    folder: Path, experiment: Experiment, identities: list[str], secret_file: Path
+    folder: Path, experiment: Experiment, identities: list[str], path: Path, client: int = 0
 ) -> SecretKey:
-    """The key of a run that exists, bound to its fingerprint, as `open_run` gives it.
+    """The key of a client of a run that exists, bound to its fingerprint, as `open_run` gives it.
 
     Raises:
       InputError: if the folder holds another experiment or other data, or the secret is missing.
     """
-    mark = _fingerprint(experiment, identities)
-    _check_same(folder, experiment, mark)
-    if experiment.insecure_seed is not None:
-        return insecure_secret(experiment.insecure_seed).run(mark)
-    return read_secret(secret_file).run(mark)
+    check_data(folder, identities, client)
+    data = _data_of(folder)
+    _check_same(folder, experiment, _fingerprint(experiment, data))
+    secret = _read_secrets(experiment, {client: path}, missing_is_new=False)[client]
+    return secret.run(_client_mark(experiment, data, client))
 
 
 def read_experiment(folder: Path) -> Experiment:
@@ -165,7 +299,10 @@ def _check_same(folder: Path, experiment: Experiment, mark: bytes) -> bool:
                 "restore it, or use another --workdir"
             )
         return False
-    changed = differences(_read_json(path), to_json(experiment))
+    saved = _read_json(path)
+    if isinstance(saved, dict):
+        saved.pop("execution", None)
+    changed = differences(saved, what_it_is(experiment))
     if changed:
         raise InputError(
             f"{folder} holds another experiment ({'; '.join(changed)}); "

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from jax.sharding import Mesh
 
 from instahide_jax.encoders.base import Model, Tree
 from instahide_jax.hiding import NoHiding
-from instahide_jax.training import Keys, Take, TrainState
+from instahide_jax.training import ClientKeys, Keys, Take, TrainState
 
 
 class Feed(NamedTuple):
@@ -42,35 +42,42 @@ class Validation(NamedTuple):
 class Feeds(Protocol):
     """Feeds of the steps from `start` to `total`, without the latter."""
 
-    def __call__(self, keys: Keys, mesh: Mesh, start: int, total: int) -> Iterator[Feed]: ...
+    def __call__(
+        self, own_keys: dict[int, ClientKeys], mesh: Mesh, start: int, total: int
+    ) -> Iterator[Feed]: ...
 
 
 class Task(NamedTuple):
-    """Data, opened and checked, and what is done with it.
+    """Data of the clients of this process, opened and checked, and what is done with them.
 
     Attributes:
       scheme: of the experiment, with what the data says.
       shape: of one example, for `encoders.make_model`.
       num_outputs: of the head.
-      num_examples: private training examples.
+      num_examples: private training examples of all clients.
+      steps_per_epoch: of the client with fewest.
       unit: what `Feed.work` counts, "images" or "tokens".
-      identities: strings that change with the data, for the run's fingerprint.
-      public: public data in host memory as the train step takes it, or None.
+      identities: of each client here: strings that change with its data, for its key.
+      public: public data of each client here, in host memory; empty without any.
       make_take: the examples of a step, for a mesh.
       feeds: what the train step is given.
-      make_validate: validate(state, secret) for a model; everything that shapes can tell is checked
-        when it is made.
-      save_samples: write what people look at after the first step: (folder, mesh, keys, feed).
+      make_validate: validate(state, own_keys) for a model and a mesh; everything that shapes can
+        tell is checked when it is made.
+      save_samples: write what people look at after the first step: (folder, mesh, keys, own_keys,
+        public, feed). All processes call it, the first one writes.
     """
 
     scheme: NoHiding
     shape: tuple[int, ...]
     num_outputs: int
     num_examples: int
+    steps_per_epoch: int
     unit: str
-    identities: list[str]
-    public: Tree | None
+    identities: dict[int, list[str]]
+    public: list[Tree]
     make_take: Callable[[Mesh], Take]
     feeds: Feeds
-    make_validate: Callable[[Model], Callable[[TrainState, Any], Validation]]
-    save_samples: Callable[[Path, Mesh, Keys, Feed], None]
+    make_validate: Callable[
+        [Model, Mesh], Callable[[TrainState, dict[int, ClientKeys]], Validation]
+    ]
+    save_samples: Callable[[Path, Mesh, Keys, dict[int, ClientKeys], Tree, Feed], None]

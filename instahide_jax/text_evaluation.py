@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from instahide_jax.data.text_sources import TokenSet
+from instahide_jax.distributed import is_first
 from instahide_jax.encoders.base import Model, Variables
 from instahide_jax.errors import InputError
 from instahide_jax.hiding import NoHiding
+from instahide_jax.metrics import progress
 from instahide_jax.scores import score
 from instahide_jax.secret import SecretKey
 from instahide_jax.text_step import Tokens, buckets_of
@@ -70,7 +71,7 @@ def outputs_of_set(
     order = np.argsort(buckets, kind="stable")
     parts = []
     starts = range(0, len(order), EVAL_BATCH)
-    for start in tqdm(starts, "score", unit=" batches", delay=2, leave=False):
+    for start in progress(starts, "score", len(starts), " batches", is_first()):
         rows = order[np.minimum(np.arange(start, start + EVAL_BATCH), len(order) - 1)]
         length = lengths[buckets[rows].max()]
         tokens = {name: array[rows, :length] for name, array in texts.tokens.items()}

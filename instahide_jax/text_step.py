@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh
 
-from instahide_jax.parallel import sharded
+from instahide_jax.parallel import device_map
 from instahide_jax.training import Examples, Keys, Take
 
 Tokens = dict[str, jax.Array]
@@ -32,13 +32,13 @@ class TextPass(NamedTuple):
 
 
 class PrivateTexts(NamedTuple):
-    """Private texts on the devices.
+    """Private texts on the devices, those of every client on its own.
 
     Attributes:
-      tokens: integers [N, length] each, see `data.text_sources.TokenSet`.
-      labels: int32 [N] or float32 [N].
-      order: of `TextPass`.
-      public: of `TextPass`.
+      tokens: integers [K, N, length] each, see `data.text_sources.TokenSet`.
+      labels: int32 [K, N] or float32 [K, N].
+      order: int32 [K, steps, B / K], of `TextPass`.
+      public: likewise; None without public texts.
     """
 
     tokens: Tokens
@@ -108,25 +108,43 @@ def _grouped(key: jax.Array, buckets: np.ndarray, batch_size: int) -> np.ndarray
     return np.concatenate(in_order).reshape(-1, batch_size)
 
 
-def make_take(mesh: Mesh) -> Take:
-    """The texts of a step, private and public, cut to the step's length, sharded over "data"."""
-    by_rows = sharded(mesh)
+def make_take(mesh: Mesh, clients: int = 1) -> Take:
+    """The texts of a step, every private one followed by a public one, cut to the step's length.
 
-    def rows_of(order: jax.Array, step: jax.Array) -> jax.Array:
-        rows = lax.dynamic_index_in_dim(order, step % order.shape[0], keepdims=False)
-        return lax.with_sharding_constraint(rows, by_rows)
-
-    def cut(tokens: Tokens, rows: jax.Array, length: int) -> Tokens:
-        return {name: array[rows, :length] for name, array in tokens.items()}
+    Args:
+      mesh: of `parallel.make_mesh`.
+      clients: K.
+    """
 
     def take(
         keys: Keys, step: jax.Array, private: PrivateTexts, public: Tokens | None, length: int
     ) -> Examples:
         del keys  # the order was drawn for the pass
-        rows = rows_of(private.order, step)
-        others = None
-        if public is not None and private.public is not None:
-            others = cut(public, rows_of(private.public, step), length)
-        return Examples(cut(private.tokens, rows, length), private.labels[rows], others)
+
+        def cut(tokens: Tokens, order: jax.Array, turn: jax.Array, position: jax.Array) -> Tokens:
+            numbers = order[turn, position]
+            return {name: array[numbers, :length] for name, array in tokens.items()}
+
+        def on_device(
+            step: jax.Array, own: tuple[PrivateTexts, Tokens | None], position: jax.Array
+        ) -> Examples:
+            texts, others = own
+            turn = step % texts.order.shape[0]
+            inputs = cut(texts.tokens, texts.order, turn, position)
+            if others is not None and texts.public is not None:
+                mixed_in = cut(others, texts.public, turn, position)
+                inputs = jax.tree.map(_alternating, inputs, mixed_in)
+            return Examples(inputs, texts.labels[texts.order[turn, position]])
+
+        size = private.order.shape[2]
+        position = jnp.tile(jnp.arange(size, dtype=jnp.int32), clients)
+        return device_map(on_device, mesh)(step, (private, public), position)
 
     return take
+
+
+def _alternating(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Rows of the two in turn, [2 B, ...]; in the wider of their types."""
+    wide = jnp.promote_types(first.dtype, second.dtype)
+    both = jnp.stack([first.astype(wide), second.astype(wide)], axis=1)
+    return both.reshape(-1, *first.shape[1:])

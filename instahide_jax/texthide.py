@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from instahide_jax import prng
 from instahide_jax.errors import InputError
-from instahide_jax.hiding import Examples, MixingScheme, check_rows, targets
+from instahide_jax.hiding import Examples, MixingScheme, check_partners, check_rows, targets
 from instahide_jax.mixing import (
     draw_plan,
     draw_row_partners,
@@ -16,6 +16,7 @@ from instahide_jax.mixing import (
     mix_labels,
     random_signs,
 )
+from instahide_jax.parallel import Neighbours
 from instahide_jax.secret import unwrap
 
 # A pool stays on the device. Beyond this a fresh mask for every example is the better choice.
@@ -88,11 +89,26 @@ class TextHide(MixingScheme):
         features: jax.Array,
         labels: jax.Array,
         public_features: jax.Array | None = None,
+        neighbours: Neighbours | None = None,
     ) -> Examples:
-        """`hide` with this scheme; pool and key are streams of the run's secret."""
+        """`hide` with this scheme; pool and key are streams of the client's secret."""
         key = secret.stream("features").fold_in(step)
         pool = self._masks_of(secret, features.shape[1])
-        return hide(key, features, labels, pool, scheme=self, public_features=public_features)
+        if neighbours is None:
+            return hide(key, features, labels, pool, scheme=self, public_features=public_features)
+        partners = self.pass_partners(key, neighbours.size, neighbours.first)
+        candidates, public_features = neighbours.gather(((features, labels), public_features))
+        return hide(
+            key,
+            features,
+            labels,
+            pool,
+            scheme=self,
+            public_features=public_features,
+            rows=neighbours.position,
+            private_pool=candidates,
+            partners=partners[neighbours.position - neighbours.first],
+        )
 
     def mask_features(
         self, secret: Any, draw: int | jax.Array, features: jax.Array, rows: jax.Array
@@ -123,6 +139,7 @@ def hide(
     public_features: jax.Array | None = None,
     rows: jax.Array | None = None,
     private_pool: Examples | None = None,
+    partners: jax.Array | None = None,
 ) -> Examples:
     """Hide features: z~ = mask * sum_i c_i z_i, label sum over private i of c_i y_i.
 
@@ -152,6 +169,8 @@ def hide(
       private_pool: (features [N, width], labels) of the candidates for partners, of which candidate
         rows[i] is row i itself: on a mesh the gathered global batch. By default the batch: a
         row's partners then depend on which rows share its device.
+      partners: int32 [B, num_private - 1], positions in the candidates, where they were drawn
+        before (`TextHide.pass_partners`).
 
     Returns:
       Features [B, width] and labels, [B, classes] or [B], float32.
@@ -162,15 +181,16 @@ def hide(
     """
     typed_key = unwrap(key)
     candidates = (features, labels) if private_pool is None else private_pool
-    _check(features, labels, candidates, mask_pool, public_features, scheme, rows)
+    _check(features, labels, candidates, mask_pool, public_features, scheme, rows, partners)
     features, labels, candidates, mask_pool, public_features = jax.tree.map(
         jnp.asarray, (features, labels, candidates, mask_pool, public_features)
     )
     size, width = features.shape
     rows = jnp.arange(size) if rows is None else rows
     row_parent, partner_parent = jax.random.split(typed_key)
-    num_candidates = None if private_pool is None else len(candidates[0])
-    partners = draw_row_partners(partner_parent, rows, scheme.private_slots, num_candidates)
+    if partners is None:
+        num_candidates = None if private_pool is None else len(candidates[0])
+        partners = draw_row_partners(partner_parent, rows, scheme.private_slots, num_candidates)
     keys = prng.row_keys(row_parent, rows.astype(jnp.uint32))
     pool_size = 0 if public_features is None else len(public_features)
     # The words of a row beyond its plan: one chooses from the pool, or the signs of a fresh mask.
@@ -206,6 +226,7 @@ def _check(
     public_features: jax.Array | None,
     scheme: TextHide,
     rows: jax.Array | None,
+    partners: jax.Array | None,
 ) -> None:
     """Everything that shapes and dtypes can tell, hence also while tracing."""
     if features.ndim != 2 or not jnp.issubdtype(features.dtype, jnp.floating):
@@ -229,6 +250,8 @@ def _check(
         )
     if rows is not None:
         check_rows(rows, size)
+    if partners is not None:
+        check_partners(partners, size, scheme.num_partners)
     if len(candidates[0]) < scheme.private_slots:
         raise InputError(
             f"{scheme.private_slots} private examples are to be mixed but there are "

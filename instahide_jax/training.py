@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from instahide_jax.encoders.base import Model, Variables
 from instahide_jax.errors import InputError
 from instahide_jax.hiding import NoHiding
-from instahide_jax.parallel import replicated
+from instahide_jax.parallel import Groups, Neighbours, device_map, replicated
+from instahide_jax.placement import put_own, put_whole
 from instahide_jax.secret import SecretKey
 
 Tree = Any
@@ -40,26 +41,62 @@ class Keys(NamedTuple):
     """Keys of a run, constant over it.
 
     Attributes:
-      secret: of everything that hides, already bound to the run's fingerprint.
-      seed: typed key of what is no secret (order, augmentation, dropout).
+      secret: of everything that hides, already bound to the run's fingerprint; one per client,
+        shape [K], each on the devices of its client alone.
+      views: typed keys [K] of order and augmentation of each client; no secret.
+      seed: typed key [] of dropout; no secret.
     """
 
     secret: SecretKey
+    views: jax.Array
     seed: jax.Array
 
 
+class ClientKeys(NamedTuple):
+    """The keys of one client; shapes []."""
+
+    secret: SecretKey
+    views: jax.Array
+
+
+def make_keys(secrets: Mapping[int, SecretKey], seed: jax.Array) -> dict[int, ClientKeys]:
+    """The keys of the clients of this process, by their numbers.
+
+    Args:
+      secrets: of the clients, each bound to the run's fingerprint.
+      seed: typed key [] of the run.
+    """
+    others = jax.random.fold_in(seed, 5)  # purposes 0 to 4 are order, views, dropout, public texts
+    return {
+        client: ClientKeys(secret, jax.random.fold_in(others, client) if client else seed)
+        for client, secret in secrets.items()
+    }
+
+
+def put_keys(own: Mapping[int, ClientKeys], seed: jax.Array, mesh: Mesh, clients: int) -> Keys:
+    """The keys of all clients, each on the devices of its client.
+
+    Args:
+      own: of `make_keys`.
+      seed: typed key [] of the run.
+      mesh: of `parallel.make_mesh`.
+      clients: K.
+    """
+    keys = put_own(list(own.values()), mesh, clients)
+    return Keys(keys.secret, keys.views, put_whole(seed, mesh))
+
+
 class Examples(NamedTuple):
-    """The private examples of a step, and public ones to mix them with.
+    """The examples of a step.
 
     Attributes:
-      inputs: of the encoder, a pytree of arrays [B, ...].
-      labels: [B] or [B, classes], see `hiding.targets`.
-      public: inputs of public examples, a pytree like `inputs` of arrays [M, ...], or None.
+      inputs: of the encoder, a pytree of arrays [B, ...]; or [2 B, ...] where every private example
+        is followed by a public one to mix with. Neighbours stay on one device, however many.
+      labels: of the private ones, [B] or [B, classes], see `hiding.targets`.
     """
 
     inputs: Tree
     labels: jax.Array
-    public: Tree | None = None
 
 
 # take(keys, step, private, public, length): the examples of a step, hidden where the scheme acts on
@@ -119,25 +156,55 @@ def make_train_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    *,
+    group: int | None = None,
+    clients: int = 1,
+    sharding: Tree | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """step(state, keys, private, public, length=None) -> (state, metrics), jitted.
 
     The state is donated; there is one compiled program per `length`. Metrics are "loss" and, for
     classes, "accuracy", which counts a prediction as right that equals the target's heaviest class.
-    On a mesh of several devices the batch is sharded and everything else replicated; the compiler
-    then sums gradients and batch statistics over all devices.
+    The batch is cut along clients and devices. Sums of gradients, of batch statistics and of
+    metrics are all that goes from client to client.
+
+    Args:
+      take: the examples of a step.
+      scheme: what hides them.
+      model: pure functions of encoder and head.
+      optimizer: of `make_optimizer`.
+      mesh: of `parallel.make_mesh`.
+      group: rows among which partners of features are drawn; None: all rows of a client.
+      clients: K.
+      sharding: of the state, see `placement.state_sharding`; None: whole on every device.
     """
+    whole = replicated(mesh)
+
+    def hide_features(
+        keys: Keys, step: jax.Array, features: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Features are hidden on the device that has them, gathered within a client at most."""
+        own = len(labels) // clients
+        groups = Groups(group or own, own // mesh.shape["data"])
+
+        def on_device(step: jax.Array, secret: SecretKey, rows: dict[str, jax.Array]) -> Tree:
+            def hide(neighbours: Neighbours, rows: dict[str, jax.Array]) -> Tree:
+                parts = rows["features"].reshape(len(rows["labels"]), -1, features.shape[-1])
+                public = parts[:, 1] if parts.shape[1] == 2 else None
+                return scheme.hide_features(
+                    secret, step, parts[:, 0], rows["labels"], public, neighbours
+                )
+
+            return groups.map(hide, rows["position"], rows)
+
+        position = jnp.tile(jnp.arange(own, dtype=jnp.int32), clients)
+        rows = {"features": features, "labels": labels, "position": position}
+        return device_map(on_device, mesh)(step, keys.secret, rows)
 
     def train_step(
         state: TrainState, keys: Keys, private: Tree, public: Tree, length: int | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         examples = take(keys, state.step, private, public, length)
-        size = len(examples.labels)
-        inputs = examples.inputs
-        if examples.public is not None:  # one forward pass for all
-            inputs = jax.tree.map(
-                lambda own, other: jnp.concatenate([own, other]), inputs, examples.public
-            )
         dropout_key, head_key = (
             jax.random.fold_in(jax.random.fold_in(keys.seed, purpose), state.step)
             for purpose in (2, 3)
@@ -145,12 +212,9 @@ def make_train_step(
 
         def loss_of(params: Tree) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Tree]]:
             features, stats = model.features(
-                Variables(params, state.stats), inputs, train=True, dropout_key=dropout_key
+                Variables(params, state.stats), examples.inputs, train=True, dropout_key=dropout_key
             )
-            others = None if examples.public is None else features[size:]
-            hidden, targets = scheme.hide_features(
-                keys.secret, state.step, features[:size], examples.labels, others
-            )
+            hidden, targets = hide_features(keys, state.step, features, examples.labels)
             outputs = model.logits(params, hidden, head_key)
             return example_losses(outputs, targets).mean(), (outputs, targets, stats)
 
@@ -163,7 +227,9 @@ def make_train_step(
             metrics["accuracy"] = (outputs.argmax(axis=1) == targets.argmax(axis=1)).mean()
         return TrainState(params, stats, opt_state, state.step + 1), metrics
 
-    whole = replicated(mesh)
     return jax.jit(
-        train_step, static_argnames="length", donate_argnums=0, out_shardings=(whole, whole)
+        train_step,
+        static_argnames="length",
+        donate_argnums=0,
+        out_shardings=(whole if sharding is None else sharding, whole),
     )

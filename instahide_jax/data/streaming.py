@@ -7,7 +7,7 @@ run that resumes at step t sees what it would have seen, and nothing has to be s
 import collections
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -115,6 +115,16 @@ def eval_batches(
         return {"image": image, "label": np.int32(0), "valid": np.bool_(False)}
 
     return _batches(load, range(steps * len(block)), len(block), read_threads)
+
+
+def joined(streams: Sequence[Iterator[dict[str, np.ndarray]]]) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of several streams, those of each step one after the other in one batch."""
+    if len(streams) == 1:
+        return streams[0]
+    return (
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for parts in zip(*streams, strict=True)
+    )
 
 
 def prefetch_to_device(

@@ -264,7 +264,7 @@ class TextData:
             tokenizer = word_tokenizer([*texts.first, *(texts.second or ())], encoder.vocab_size)
         public_texts = None if public is None else public.read()
         held = held_out_rows(texts.labels, self.validation)
-        train, validation = (_take(texts, np.flatnonzero(rows)) for rows in (~held, held))
+        train, validation = (take_texts(texts, np.flatnonzero(rows)) for rows in (~held, held))
 
         def tokens_of(texts: Texts) -> TokenSet:
             return tokenize(texts, tokenizer, self.length)
@@ -329,7 +329,7 @@ def tokenize(texts: Texts, tokenizer: Tokenizer, length: int) -> TokenSet:
     return TokenSet(tokens, texts.labels, texts, digest.hexdigest())
 
 
-def _take(texts: Texts, rows: np.ndarray) -> Texts:
+def take_texts(texts: Texts, rows: np.ndarray) -> Texts:
     first = tuple(texts.first[i] for i in rows)
     second = None if texts.second is None else tuple(texts.second[i] for i in rows)
     return make_texts(first, second, texts.labels[rows], texts.class_names)

@@ -64,7 +64,7 @@ class Split:
     Attributes:
       source: `len(source)`, `source[i]`: a dict whose "image" is the encoded file as bytes (the
         array itself for a set that stores plain tensors) and "label" an integer.
-      num_examples: number of records.
+      num_examples: number of examples.
       num_classes: number of classes.
       class_names: one name per class.
       image_shape: (H, W, C), None where it varies.
@@ -73,6 +73,8 @@ class Split:
         It does not cover the bytes of the record files, which may be hundreds of gigabytes: a
         file changed in place to other content of the same size keeps its identity. Moving the
         data set to another folder or machine does not change it.
+      first: record of example 0; example i is record first + i * stride.
+      stride: as many clients as share the records.
     """
 
     source: Any
@@ -81,6 +83,8 @@ class Split:
     class_names: tuple[str, ...]
     image_shape: tuple[int | None, int | None, int | None]
     identity: str
+    first: int = 0
+    stride: int = 1
 
     @property
     def name(self) -> str:
@@ -336,6 +340,7 @@ def read_example(split: Split, index: int, size: int | None = None) -> tuple[np.
         [0, num_classes); the message names data set, split and record, where it cannot be decoded
         also the file.
     """
+    index = split.first + index * split.stride
     with reading(split.source, split.name, index, index + 1):
         record = split.source[index]
         check_record(record)
