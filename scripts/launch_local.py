@@ -12,29 +12,13 @@ it, or 0.
 """
 
 import argparse
-import ctypes
 import os
-import signal
 import socket
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
-from typing import BinaryIO, NoReturn
 
-_POLL = 0.02  # seconds
-_LAST_WORDS = 2.0  # seconds for output that a process left in its pipe
-_GIVEN = ("--coordinator", "--num-processes", "--process-id")
-_STOPPED = 75  # a process that lost another one ends so, and is not the cause
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-class BadInput(ValueError):
-    """Bad input from the user: one line that says what to do."""
+from launching import BadInput, Job, Parser, add_common, check_command, commands, run
 
 
 @dataclass(frozen=True)
@@ -54,18 +38,13 @@ class Arguments:
     grace: float = 60.0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message}; see {self.prog} --help")
-
-
 def parse(argv: Sequence[str]) -> Arguments:
     """The command line, checked.
 
     Raises:
       BadInput: naming value, bound and remedy.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="launch_local.py",
         usage="launch_local.py -n N [--devices D] [--grace SECONDS] -- COMMAND ...",
         description=__doc__,
@@ -82,31 +61,15 @@ def parse(argv: Sequence[str]) -> Arguments:
         help="give each process D virtual CPU devices instead of the machine's accelerators, "
         "which only one process can hold",
     )
-    parser.add_argument(
-        "--grace",
-        type=float,
-        default=Arguments.grace,
-        metavar="SECONDS",
-        help="time for the others to end by themselves once one process failed (%(default)g)",
-    )
-    parser.add_argument(
-        "command", nargs=argparse.REMAINDER, metavar="COMMAND", help="a program and its arguments"
-    )
+    add_common(parser)
     got = parser.parse_args(argv)
-    command = got.command[1:] if got.command[:1] == ["--"] else got.command
-    if not command:
-        raise BadInput("no command is given; for example: -- train.py configs/mnist5k.py")
     for name in ("processes", "devices"):
         value = getattr(got, name)
         if value is not None and value < 1:
             raise BadInput(f"number of {name} is {value}; it must be at least 1")
-    if not 0 <= got.grace < float("inf"):
-        raise BadInput(f"--grace is {got.grace:g}; it must be a number of seconds, at least 0")
+    command = check_command(got.command, got.grace)
     if not command[0].startswith("-") and not os.path.isfile(command[0]):
         raise BadInput(f"{command[0]} is no file; name a Python program, such as train.py")
-    for argument in command:
-        if argument.partition("=")[0] in _GIVEN:
-            raise BadInput(f"{argument} is given by this launcher; leave it out")
     return Arguments(command, got.processes, got.devices, got.grace)
 
 
@@ -128,227 +91,15 @@ def environment(given: Mapping[str, str], devices: int | None) -> dict[str, str]
     return changed
 
 
-def exit_code(returncode: int) -> int:
-    """That of a shell: 128 + n for a process that signal n ended."""
-    return 128 - returncode if returncode < 0 else returncode
-
-
-def split_lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    """What a process prints: (text, True) for a line, (text, False) for a bar drawn over itself.
-
-    A bar is text between carriage returns. Of several that came at once only the newest counts.
-    """
-    pending = b""
-    while chunk := os.read(stream.fileno(), 1 << 16):
-        *whole, pending = (pending + chunk).split(b"\n")
-        for line in whole:
-            yield _newest(line), True
-        if b"\r" in pending:
-            pending = b"\r" + _newest(pending)
-            yield pending[1:], False
-    if pending:
-        yield _newest(pending), True
-
-
-def _newest(line: bytes) -> bytes:
-    """What a terminal would show of a line, where each text covers the one before."""
-    return line.rstrip(b"\r").rpartition(b"\r")[2]
-
-
-class Screen:
-    """Where lines of all processes go, each whole.
-
-    Bars are drawn below them if that is a terminal, and else left out but for their last state: a
-    log of ten thousand bars helps nobody.
-    """
-
-    def __init__(self, out: BinaryIO, err: BinaryIO):
-        """Write to two open streams; bars go to the second."""
-        self._out, self._err = out, err
-        self._lock = threading.Lock()
-        self._bar, self._bar_of = b"", -1
-
-    def pump(self, number: int, stream: BinaryIO, is_error: bool) -> None:
-        """Show everything that process `number` prints, until it closes the stream."""
-        with stream:
-            for text, is_line in split_lines(stream):
-                with self._lock:
-                    self._show(number, b"[%d] %s" % (number, text), is_line, is_error)
-
-    def _show(self, number: int, text: bytes, is_line: bool, is_error: bool) -> None:
-        if not is_line and not self._err.isatty():
-            return
-        if self._bar:
-            _write(self._err, b"\r\x1b[K")
-        if not is_line:
-            self._bar, self._bar_of = text, number
-        else:
-            if is_error and number == self._bar_of:  # a bar that is done, or something over it
-                self._bar = b""
-            _write(self._err if is_error else self._out, text + b"\n")
-        _write(self._err, self._bar)
-
-
-def _write(stream: BinaryIO, data: bytes) -> None:
-    try:
-        stream.write(data)
-        stream.flush()
-    except OSError:
-        # Whoever read it is gone. The job goes on, and must not block on a full pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _die_with_launcher() -> None:
-    """Runs in a new process: if the launcher is killed, so is the process (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-class Job:
-    """The processes of a job."""
-
-    def __init__(self, arguments: Arguments, port: int):
-        """Start them. Each leads a session of its own: a terminal's Ctrl-C reaches it once."""
-        self._grace = arguments.grace
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._deadline: float | None = None  # of the next, harder signal
-        self._forwarded = 0  # signals
-        self._was_asked = False  # to end, by SIGTERM after the time of grace
-        self._waited_for = list(range(arguments.processes))
-        self.code = 0  # of the process that failed first
-        where = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", f"{arguments.processes}"]
-        try:
-            for number in range(arguments.processes):
-                process = subprocess.Popen(
-                    [sys.executable, *arguments.command, *where, "--process-id", f"{number}"],
-                    env=environment(os.environ, arguments.devices),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,
-                    preexec_fn=_die_with_launcher,  # safe: no thread runs yet
-                )
-                self._processes.append(process)
-        except BaseException:
-            self.kill()
-            raise
-        screen = Screen(sys.stdout.buffer, sys.stderr.buffer)
-        self._pumps = [
-            threading.Thread(target=screen.pump, args=(number, stream, is_error), daemon=True)
-            for number, process in enumerate(self._processes)
-            for is_error, stream in enumerate((process.stdout, process.stderr))
-        ]
-        for pump in self._pumps:
-            pump.start()
-
-    def _send(self, number: signal.Signals) -> None:
-        """Send a signal to every process that runs."""
-        for process in self._processes:
-            process.send_signal(number)  # none where it ended
-
-    def kill(self) -> None:
-        """Kill every process that runs, and what it started."""
-        for process in self._processes:
-            if process.returncode is None:
-                _kill_session(process)
-
-    def wait(self, received: list[signal.Signals]) -> int:
-        """Wait for all processes: the exit code.
-
-        Args:
-          received: signals that the launcher got; a handler appends to it.
-        """
-        while self._waited_for:
-            self._forward(received)
-            ended = [n for n in self._waited_for if self._processes[n].poll() is not None]
-            for number in ended:
-                self._waited_for.remove(number)
-                _kill_session(self._processes[number])  # what it left behind
-            codes = {n: exit_code(self._processes[n].returncode) for n in ended}
-            failed = [n for n in ended if codes[n]]
-            if failed and self.code == 0:
-                first = min(failed, key=lambda n: codes[n] == _STOPPED)
-                self.code = codes[first]
-                if self._waited_for and self.code != _STOPPED:
-                    _say(
-                        f"process {first} ended with exit code {self.code}; the others may end by "
-                        f"themselves within {self._grace:g} s"
-                    )
-                self._hurry()
-            self._press()
-            time.sleep(_POLL)
-        until = time.monotonic() + _LAST_WORDS
-        for pump in self._pumps:
-            pump.join(max(0.0, until - time.monotonic()))
-        return self.code
-
-    def _forward(self, received: list[signal.Signals]) -> None:
-        """Send on the signals that the launcher got since the last time."""
-        for number in received[self._forwarded :]:
-            self._forwarded += 1
-            if received[: self._forwarded].count(signal.SIGINT) > 1:
-                self.kill()
-                continue
-            self._send(number)
-            if number == signal.SIGINT:  # whoever sends SIGTERM, such as a scheduler, sets the time
-                self._hurry()
-
-    def _hurry(self) -> None:
-        """From now on the processes have the time of grace."""
-        if self._deadline is None:
-            self._deadline = time.monotonic() + self._grace
-
-    def _press(self) -> None:
-        """Once the time is up: SIGTERM, and as long again later SIGKILL."""
-        late = self._deadline is not None and time.monotonic() >= self._deadline
-        if not late or not self._waited_for:
-            return
-        names = ", ".join(map(str, self._waited_for))
-        if self._was_asked:
-            _say(f"still running: {names}; killed")
-            self.kill()
-            self._deadline = None
-        else:
-            _say(f"still running: {names}; asked to stop")
-            self._send(signal.SIGTERM)
-            self._was_asked, self._deadline = True, time.monotonic() + self._grace
-
-
-def _kill_session(process: "subprocess.Popen[bytes]") -> None:
-    with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _say(message: str) -> None:
-    print(f"launch_local: {message}", file=sys.stderr, flush=True)
-
-
-def launch(arguments: Arguments) -> int:
-    """Run a job to its end: the exit code. Handles SIGTERM and SIGINT meanwhile.
-
-    Must be called in the main thread, while no other thread of this program runs.
-    """
-    received: list[signal.Signals] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        job = Job(arguments, free_port())
-        try:
-            return job.wait(received)
-        finally:
-            job.kill()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def main(argv: Sequence[str]) -> int:
     """The program: its exit code."""
     try:
-        return launch(parse(argv))
+        arguments = parse(argv)
+        processes = commands(
+            sys.executable, arguments.command, arguments.processes, f"127.0.0.1:{free_port()}"
+        )
+        env = environment(os.environ, arguments.devices)
+        return run(lambda: Job(processes, env, arguments.grace))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

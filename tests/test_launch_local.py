@@ -4,112 +4,38 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-LAUNCHER = ROOT / "scripts" / "launch_local.py"
-# Every stand-in knows its number `me` and writes its process id to a file when it is ready.
-HEAD = """
-import argparse, os, signal, sys, time
-parser = argparse.ArgumentParser()
-parser.add_argument("--coordinator"), parser.add_argument("--num-processes", type=int)
-parser.add_argument("--process-id", type=int)
-given, rest = parser.parse_known_args()
-me = given.process_id
-
-def ready():
-    with open(f"pid{me}.part", "w") as file:
-        file.write(str(os.getpid()))
-    os.rename(f"pid{me}.part", f"pid{me}")
-
-"""
-SAVES = """
-def save(*_):
-    print("saved", flush=True)
-    sys.exit(75)
-signal.signal(signal.SIGTERM, save)
-ready()
-time.sleep(60)
-"""
-DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN); ready(); time.sleep(60)\n"
-FAILS = """
-while not os.path.exists(f"pid{1 - me}"):
-    time.sleep(0.01)
-sys.exit(7)
-"""
-
-
-class Launch:
-    """A launched job in a folder of its own."""
-
-    def __init__(self, folder, body, *options, count=2, after=()):
-        self.folder = folder
-        (folder / "child.py").write_text(HEAD + body)
-        command = [*("-n", str(count)), *options, "--", "child.py", *after]
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", LAUNCHER, *command],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def pids(self, *numbers):
-        """Process ids of the processes, once all are ready."""
-        files = [self.folder / f"pid{number}" for number in numbers]
-        until = time.monotonic() + 60
-        while not all(file.exists() for file in files):
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        return [int(file.read_text()) for file in files]
-
-    def end(self):
-        """Exit code, sorted lines of stdout, stderr."""
-        out, err = self.process.communicate(timeout=100)
-        return self.process.returncode, sorted(out.splitlines()), err
+from launches import DEAF, FAILS, SAVES, SCRIPTS, is_gone, start_with  # noqa: F401
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Start a job; whatever is left of it is killed in the end."""
-    launches = []
+def start(start_with):  # noqa: F811
+    """Start a job with the local launcher."""
 
-    def launch(*arguments, **settings):
-        launches.append(Launch(tmp_path, *arguments, **settings))
-        return launches[-1]
+    def launch(body, *options, count=2, after=()):
+        return start_with("launch_local.py", body, ["-n", str(count), *options], after)
 
-    yield launch
-    for job in launches:
-        job.process.kill()
-        job.process.communicate()
+    return launch
 
 
 @pytest.fixture
 def launcher(monkeypatch):
     """The launcher as a module."""
-    monkeypatch.syspath_prepend(str(LAUNCHER.parent))
+    monkeypatch.syspath_prepend(str(SCRIPTS))
     import launch_local
 
     return launch_local
 
 
-def is_gone(pid, seconds=10.0):
-    """Whether no such process runs, or is about to be gone."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        if state in "ZX":  # its parent, the machine's first process, has not looked yet
-            return True
-        time.sleep(0.01)
-    return False
+@pytest.fixture
+def launching(launcher):
+    """What it shares with others."""
+    import launching
+
+    return launching
 
 
 def test_every_process_learns_its_place(start):
@@ -154,7 +80,7 @@ sys.stderr.write("\\rtrain 9/9"); sys.stderr.flush()
     assert (code, err) == (0, "[0] train 4/4\n[0] dos\n[0] train 9/9\n")
 
 
-def test_bars_are_drawn_below_lines_on_a_terminal(launcher, tmp_path):
+def test_bars_are_drawn_below_lines_on_a_terminal(launching):
     class Terminal:
         def __init__(self):
             self.got = b""
@@ -169,7 +95,7 @@ def test_bars_are_drawn_below_lines_on_a_terminal(launcher, tmp_path):
             return True
 
     screen = Terminal()
-    show = launcher.Screen(screen, screen)._show
+    show = launching.Screen(screen, screen)._show
     show(0, b"[0] 10%", False, True)
     show(1, b"[1] hello", True, False)
     show(0, b"[0] 20%", False, True)
