@@ -15,7 +15,9 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
     if path.name != "__init__.py"
 }
-PROGRAMS = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "configs").glob("*.py"))]
+PROGRAMS = [
+    path for folder in (".", "configs", "scripts") for path in sorted((ROOT / folder).glob("*.py"))
+]
 
 # From the bottom up; a module imports from lower layers, or from its own where that is no circle.
 LAYERS = [
