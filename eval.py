@@ -61,8 +61,8 @@ class Arguments:
       insecure_seed: of images: makes the key of encrypted inference repeatable, and guessable.
       secret_file: of texts: the run's secret, from which the masks come; by default beside the run.
       save_folder: of texts: write the trained encoder to this new folder, in Hugging Face's layout.
-      client: of a run of several clients: whose data and secret to use; the test set of a simulation
-        (client_data "parts") is everybody's.
+      client: of a run of several clients: whose data and secret to use; the test set of a
+        simulation (client_data "parts") is everybody's.
       imports: modules to import first, which define classes that the run's configuration uses.
     """
 

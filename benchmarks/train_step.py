@@ -79,7 +79,7 @@ def on_images(scheme: NoHiding, batch_size: int) -> Works:
     labels = rng.integers(0, 10, NUM_IMAGES)
     own_keys, keys = new_keys(mesh)
     this_pass = jax.jit(partial(plan_pass, num_images=NUM_IMAGES, scheme=scheme))(own_keys, 0)
-    private = put_own([Private(images, labels, this_pass)], mesh, 1)
+    private = put_own([Private(jnp.asarray(images), jnp.asarray(labels), this_pass)], mesh, 1)
     pool = private.images if scheme.num_public else None
     model = make_model(config.encoder, (32, 32, 3), 10)
     take = make_take(config, scheme, mesh)
@@ -112,7 +112,9 @@ def on_texts(scheme: NoHiding, batch_size: int) -> Works:
     @jax.jit
     def hide(keys: ClientKeys, step: jax.Array, features: jax.Array) -> Any:
         def hidden(features: jax.Array) -> tuple[jax.Array, jax.Array]:
-            made, targets = scheme.hide_features(keys.secret, step, features, labels[:batch_size])
+            made, targets = scheme.hide_features(
+                keys.secret, step, features, jnp.asarray(labels[:batch_size])
+            )
             return (made**2).sum(), targets
 
         return jax.value_and_grad(hidden, has_aux=True)(features)
