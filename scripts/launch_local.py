@@ -1,7 +1,7 @@
 """Run a job of several processes on this machine.
 
     python scripts/launch_local.py -n 2 -- train.py configs/mnist5k.py --workdir runs/a
-    python scripts/launch_local.py -n 2 --devices 4 -- train.py configs/mnist5k.py
+    python scripts/launch_local.py -n 2 --devices 2 -- train.py configs/mnist5k.py
 
 Starts the command N times with this Python, and tells every process where the others are:
 --coordinator 127.0.0.1:PORT --num-processes N --process-id I. Lines of process I appear with the
