@@ -217,7 +217,8 @@ class MixingScheme(NoHiding):
         int32 [N, num_private - 1]; for passes of many calls, so that each need not draw them anew,
         and for groups that lie on several devices.
         """
-        _, partner_parent = jax.random.split(unwrap(key))
+        # `encrypt` and `hide` split the key as well; this half they leave to who gives partners.
+        _, partner_parent = jax.random.split(jax.random.clone(unwrap(key)))
         rows = first_row + jnp.arange(num_candidates)
         return draw_row_partners(partner_parent, rows, self.private_slots, None)
 

@@ -40,7 +40,7 @@ from instahide_jax.training import ClientKeys, Keys, TrainState
 _SHOWN = 4  # mixtures in samples.txt
 
 
-class _Agreement(NamedTuple):
+class Agreement(NamedTuple):
     """What holds for all clients.
 
     Attributes:
@@ -64,7 +64,7 @@ def open_task(experiment: TextExperiment, held: range) -> Task:
         or in another process.
     """
     data, weights = together(lambda: open_texts(experiment, held))
-    agreed = _agree(data)
+    agreed = agree(data)
     own = next(iter(data.values()))
     scheme = experiment.scheme.for_data(own.train.num_classes)
     return Task(
@@ -125,7 +125,12 @@ def identities(dataset: TextDataset, weights: str) -> list[str]:
     return [dataset.train.identity, public, weights]
 
 
-def _agree(data: dict[int, TextDataset]) -> _Agreement:
+def agree(data: dict[int, TextDataset]) -> Agreement:
+    """Tell the other processes about the texts of the clients here, and hear about theirs.
+
+    Raises:
+      InputError: if the clients' classes are not alike.
+    """
     facts = merged(
         {
             client: {
@@ -149,7 +154,7 @@ def _agree(data: dict[int, TextDataset]) -> _Agreement:
             )
     counts = [fact["texts"] for fact in facts.values()]
     public = max(fact["public"] for fact in facts.values())
-    return _Agreement(counts, max(counts), public, any(f["wide"] for f in facts.values()))
+    return Agreement(counts, max(counts), public, any(f["wide"] for f in facts.values()))
 
 
 def _padded(texts: TokenSet, size: int, wide: bool) -> TokenSet:
@@ -165,7 +170,7 @@ def _padded(texts: TokenSet, size: int, wide: bool) -> TokenSet:
 def feeds(
     experiment: TextExperiment,
     data: dict[int, TextDataset],
-    agreed: _Agreement,
+    agreed: Agreement,
     own_keys: dict[int, ClientKeys],
     mesh: Mesh,
     start: int,

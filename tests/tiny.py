@@ -16,10 +16,17 @@ from instahide_jax.config import ImageExperiment
 from instahide_jax.data.embedded import Arrays, make_arrays
 from instahide_jax.data.sources import Mnist5k, PoolFile
 from instahide_jax.encoders import ConvNet, EncoderConfig, make_model
-from instahide_jax.image_step import Private, make_hide, make_take, plan_pass
+from instahide_jax.image_step import Pass, Private, make_hide, make_take, plan_pass
 from instahide_jax.optimizers import Schedule, Sgd, make_optimizer
 from instahide_jax.parallel import make_mesh, replicated
-from instahide_jax.training import Keys, TrainState, init_state, make_train_step
+from instahide_jax.placement import put_own
+from instahide_jax.training import (
+    TrainState,
+    init_state,
+    make_keys,
+    make_train_step,
+    put_keys,
+)
 
 CLASSES = 4
 SHAPE = (8, 8, 3)
@@ -44,6 +51,12 @@ def labelled(count: int, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> 
     return make_arrays(pixels(count, *shape, seed=seed), labels, CLASSES, "abcd")
 
 
+def part_of(data: Arrays, client: int, clients: int) -> Arrays:
+    """A client's part of a set."""
+    rows = slice(client, None, clients)
+    return make_arrays(data.images[rows], data.labels[rows], data.num_classes, data.class_names)
+
+
 class Tiny:
     """A run of the train step: its parts, each compiled once."""
 
@@ -52,11 +65,16 @@ class Tiny:
         shape = experiment.augment.output_shape(data.images.shape[1:])
         self.scheme = experiment.scheme.for_data(data.num_classes, (0.5,), (0.25,))
         self.model = make_model(experiment.encoder, shape, data.num_classes)
-        self.mesh = make_mesh(jax.devices()[:devices])
+        self.mesh = make_mesh(experiment.clients, jax.devices()[:devices])
         self.whole = replicated(self.mesh)
-        self.keys = jax.device_put(Keys(insecure_secret(5), jax.random.key(6)), self.whole)
-        self.pool = jax.device_put(pixels(12, *shape, seed=9), self.whole)
-        self.steps_per_epoch = len(data.labels) // experiment.batch_size
+        clients, seed = experiment.clients, jax.random.key(6)
+        self.own_keys = make_keys({c: insecure_secret(5 + c) for c in range(clients)}, seed)
+        self.keys = put_keys(self.own_keys, seed, self.mesh, clients)
+        pools = [pixels(12, *shape, seed=9 + c) for c in range(clients)]
+        self.pool = put_own(pools, self.mesh, clients)
+        self.sets = [part_of(data, c, clients) for c in range(clients)]
+        self.size = len(self.sets[0].labels)
+        self.steps_per_epoch = self.size // (experiment.batch_size // clients)
         self.optimizer = make_optimizer(experiment.optimizer, self.steps_per_epoch, 50)
         self.traces = 0
 
@@ -70,10 +88,13 @@ class Tiny:
     @functools.cache  # noqa: B019 - runs live as long as the tests
     def private(self, epoch: int = 0) -> Private:
         """The data on the devices, with the plan of a pass."""
-        arrays = jax.device_put((self.data.images, self.data.labels), self.whole)
-        keys = jax.device_put(self.keys, jax.devices()[0])
-        plan = _plan(len(self.data.labels), self.scheme.num_partners + 1)
-        return Private(*arrays, jax.device_put(plan(keys, np.uint32(epoch)), self.whole))
+        plan = _plan(self.size, self.scheme.num_partners + 1)
+        used = self.steps_per_epoch * (self.experiment.batch_size // len(self.sets))
+        made = []
+        for client, own in enumerate(self.sets):
+            order, partners = plan(self.own_keys[client], np.uint32(epoch))
+            made.append(Private(own.images, own.labels, Pass(order[:used], partners)))
+        return put_own(made, self.mesh, len(self.sets))
 
     @functools.cached_property
     def step(self) -> Any:
@@ -86,9 +107,12 @@ class Tiny:
         model = self.model._replace(features=features)
         return self.make_step(model)
 
-    def make_step(self, model: Any) -> Any:
+    def make_step(self, model: Any, sharding: Any = None) -> Any:
         take = make_take(self.experiment, self.scheme, self.mesh)
-        return make_train_step(take, self.scheme, model, self.optimizer, self.mesh)
+        clients = self.experiment.clients
+        return make_train_step(
+            take, self.scheme, model, self.optimizer, self.mesh, clients=clients, sharding=sharding
+        )
 
     def train(self, steps: int) -> tuple[TrainState, list[float]]:
         """The state after some steps, and their losses."""

@@ -13,10 +13,17 @@ from instahide_jax.data.text_sources import SyntheticText, TextData
 from instahide_jax.encoders import Bert, Variables, make_model
 from instahide_jax.optimizers import AdamW, Schedule, make_optimizer
 from instahide_jax.parallel import make_mesh, replicated
+from instahide_jax.placement import put_own
 from instahide_jax.task import Feed
 from instahide_jax.text_step import make_take
-from instahide_jax.text_task import feeds, open_data
-from instahide_jax.training import Keys, TrainState, init_state, make_train_step
+from instahide_jax.text_task import agree, feeds, open_texts
+from instahide_jax.training import (
+    TrainState,
+    init_state,
+    make_keys,
+    make_train_step,
+    put_keys,
+)
 
 BATCH = 8
 EXPERIMENT = TextExperiment(
@@ -42,16 +49,22 @@ class TinyText:
 
     def __init__(self, devices: int, experiment: TextExperiment):
         self.experiment = experiment
-        self.dataset, _ = open_data(experiment)
+        clients = range(experiment.clients)
+        self.data, _ = open_texts(experiment, clients)
+        self.dataset = self.data[0]
         train = self.dataset.train
         self.scheme = experiment.scheme.for_data(train.num_classes)
         shape, outputs = (experiment.data.length,), train.num_classes or 1
         self.model = make_model(experiment.encoder, shape, outputs, experiment.head)
-        self.mesh = make_mesh(jax.devices()[:devices])
+        self.mesh = make_mesh(len(clients), jax.devices()[:devices])
         self.whole = replicated(self.mesh)
-        self.keys = jax.device_put(Keys(insecure_secret(5), jax.random.key(6)), self.whole)
-        public = self.dataset.public
-        self.public = None if public is None else jax.device_put(public.tokens, self.whole)
+        seed = jax.random.key(6)
+        self.own_keys = make_keys({c: insecure_secret(5 + c) for c in clients}, seed)
+        self.keys = put_keys(self.own_keys, seed, self.mesh, len(clients))
+        self.public = None
+        if self.dataset.public is not None:
+            tokens = [own.public.tokens for own in self.data.values()]
+            self.public = put_own(tokens, self.mesh, len(clients))
         self.optimizer = make_optimizer(experiment.optimizer, 6, 12)
         self.traces = 0
 
@@ -61,7 +74,13 @@ class TinyText:
 
         counted = self.model._replace(features=features)
         self.step = make_train_step(
-            make_take(self.mesh), self.scheme, counted, self.optimizer, self.mesh
+            make_take(self.mesh, len(clients)),
+            self.scheme,
+            counted,
+            self.optimizer,
+            self.mesh,
+            group=experiment.partner_group,
+            clients=len(clients),
         )
 
     def init(self) -> TrainState:
@@ -71,7 +90,10 @@ class TinyText:
 
     def feeds(self, start: int, total: int) -> list[Feed]:
         """What the train step is given."""
-        return list(feeds(self.experiment, self.dataset, self.keys, self.mesh, start, total))
+        agreed = agree(self.data)
+        return list(
+            feeds(self.experiment, self.data, agreed, self.own_keys, self.mesh, start, total)
+        )
 
     @functools.cache  # noqa: B019 - runs live as long as the tests
     def train(self, steps: int) -> tuple[TrainState, list[dict[str, float]]]:
