@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from instahide_jax import image_task, text_task
 from instahide_jax.arguments import parse_args
+from instahide_jax.boundary import within_boundary
 from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.config import Experiment, ImageExperiment, TextExperiment, load_config
 from instahide_jax.distributed import (
@@ -95,6 +96,8 @@ def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> 
         clients=clients,
         sharding=sharding,
     )
+    if clients > 1:
+        train_step = within_boundary(train_step, mesh)
     validate = task.make_validate(model, mesh)
     weights = together(lambda: pretrained(experiment.encoder))
     files = together(lambda: secret_files(options.workdir, options.secret_file, held, clients))
