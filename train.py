@@ -72,7 +72,8 @@ def main() -> None:
 
 def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> None:
     """The whole experiment, in this process and, if there are others, in step with them."""
-    jax.config.update("jax_compilation_cache_dir", experiment.execution.compilation_cache)
+    if experiment.execution.compilation_cache is not None:  # else what the environment says
+        jax.config.update("jax_compilation_cache_dir", experiment.execution.compilation_cache)
     clients, size = experiment.clients, experiment.batch_size
     mesh = make_mesh(clients)
     check_batch_size(size, mesh, clients, experiment.partner_group)
@@ -117,6 +118,8 @@ def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> 
     start = int(state.step)
     announce(experiment, task, run, mesh, state, start, total_steps)
 
+    # They show private data, and with clients apart not all who read the folder may see it.
+    samples = clients == 1 or experiment.client_data == "parts"
     request, done, losses = watch_for_stop(), start, dict[int, jax.Array]()
     since, work = time.perf_counter(), 0
     with (
@@ -126,7 +129,7 @@ def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> 
         ending_at_once(),
     ):
         for feed in task.feeds(own_keys, mesh, start, total_steps):
-            if feed.step == 0:
+            if feed.step == 0 and samples:
                 task.save_samples(run.folder, mesh, keys, own_keys, public, feed)
             state, metrics = train_step(state, keys, feed.private, public, feed.length)
             done, work = feed.step + 1, work + feed.work

@@ -51,7 +51,7 @@ def check_boundary(program: Any, mesh: Mesh, state: Tree) -> None:
                 )
 
 
-def within_boundary(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def within_boundary(step: Any, mesh: Mesh) -> Callable[..., Any]:
     """A train step that is compiled, checked by `check_boundary`, and then run.
 
     Args:
