@@ -19,6 +19,7 @@ from instahide_jax.encoders import (
     ResNet,
     ResNet18,
     Variables,
+    ViT,
     WideResNet,
     make_model,
     num_parameters,
@@ -31,8 +32,9 @@ SMALL = {
     "published": (ResNet(blocks=(1, 1), width=2), 4),
     "standard": (ResNet(blocks=(1, 1), width=2, form="standard", stem="imagenet"), 4),
     "wide": (WideResNet(depth=10, widen=1, dropout=0.5), 64),
+    "vit": (ViT(patch_size=8, width=8, depth=1, num_heads=2, mlp_width=12, dropout=0.5), 8),
 }
-WITHOUT_STATISTICS = ("lenet",)
+WITHOUT_STATISTICS = ("lenet", "vit")
 SHAPE = (16, 16, 3)
 IMAGES = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
 
@@ -183,7 +185,7 @@ def test_init_is_a_function_of_the_key():
 # Rematerialisation
 
 
-@pytest.mark.parametrize("name", ["standard", "wide"])
+@pytest.mark.parametrize("name", ["standard", "wide", "vit"])
 def test_remat_changes_nothing(name):
     """Outputs, dropout, statistics and gradients; BatchNorm in a block is updated once."""
     plain, again = _call(name)[0], _call(name, remat=True)[0]
@@ -192,7 +194,7 @@ def test_remat_changes_nothing(name):
         scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain[part]) or [1])
         for a, b in zip(*map(jax.tree.leaves, (plain[part], again[part])), strict=True):
             np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6 * scale)
-    if name == "wide":
+    if name in ("wide", "vit"):
         other = _call(name, dropout=3, remat=True)[0]
         assert float(jnp.abs(other["train"] - again["train"]).max()) > 1e-3
 
@@ -202,6 +204,7 @@ DEEP = {
     "published": (ResNet(blocks=(2, 2), width=4), 4, 1),
     "standard": (ResNet(blocks=(2, 2), width=4, form="standard"), 4, 1),
     "wide": (WideResNet(depth=16, widen=1, dropout=0.5), 6, 1),
+    "vit": (ViT(patch_size=4, width=16, depth=4, num_heads=2, mlp_width=64, dropout=0.5), 4, 1),
     "bert": (Bert(vocab_size=9, hidden=16, layers=4, heads=2, intermediate=64, output="cls"), 4, 0),
 }
 
