@@ -87,7 +87,7 @@ def evaluate_split(
 def plain_batches(
     split: Arrays | Split,
     experiment: ImageExperiment,
-    size: int = EVAL_BATCH,
+    size: int,
     share: Share = WHOLE,
 ) -> Iterator[dict[str, Any]]:
     """Batches {"image", "label", "valid"} of one size in order, the last one padded.
@@ -180,7 +180,7 @@ def encrypted_accuracies(
     for t in progress(range(max(counts)), "encrypted inference", max(counts), " encryptions"):
         key_t = key.fold_in(np.uint32(t))
         table = partners(key_t)
-        for i, batch in enumerate(plain_batches(test, experiment)):
+        for i, batch in enumerate(plain_batches(test, experiment, EVAL_BATCH)):
             valid = batch.pop("valid")
             numbers = np.arange(i * EVAL_BATCH, (i + 1) * EVAL_BATCH, dtype=np.uint32)
             made = probabilities(

@@ -92,8 +92,9 @@ def feeds(
     used = steps_per_epoch * size
 
     def pass_of(epoch: int) -> Pass:
+        number = jax.device_put(np.uint32(epoch))
         plans = [
-            plan(keys, np.uint32(epoch), num_images=agreed.counts[client])
+            plan(keys, number, num_images=agreed.counts[client])
             for client, keys in own_keys.items()
         ]
         orders = put_own([made.order[:used] for made in plans], mesh, clients)

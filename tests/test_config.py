@@ -274,13 +274,19 @@ def _changed(value):
 
 
 def test_fingerprint_changes_with_any_field_data_and_version():
-    marks = [_mark(changed) for changed in _changed(EXPERIMENT)]
+    marks = [_mark(c) for c in _changed(EXPERIMENT) if c.execution == EXPERIMENT.execution]
     marks += [_mark(), _mark(version="2"), _mark(identities=("data2", ""))]
     marks += [_mark(identities=("", "data")), _mark(identities=("data",))]
     assert len(marks) > 50
     assert len(set(marks)) == len(marks)
     assert _mark() == _mark(from_json(to_json(EXPERIMENT)))
     assert len(_mark()) == 32
+
+
+def test_fingerprint_is_that_of_the_experiment_however_it_is_carried_out():
+    changed = [c for c in _changed(EXPERIMENT) if c.execution != EXPERIMENT.execution]
+    assert len(changed) == len(dataclasses.fields(EXPERIMENT.execution))
+    assert {_mark(c) for c in changed} == {_mark()}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from tiny import pixels, tiny
 from instahide_jax import InstaHide, NoHiding, encrypt, insecure_secret
 from instahide_jax.data.augment import Augment, augment
 from instahide_jax.image_step import Private, make_hide
+from instahide_jax.parallel import sharded
 
 BATCH, STEPS = 8, 5
 # Every image has its own class, so that labels show partners and coefficients.
@@ -24,7 +25,7 @@ def _hidden(scheme, devices=1, **changes):
     """Images and labels [step, row, ...] of the same streamed batch in every step."""
     run = tiny(devices, partners="batch", **changes)
     hide = jax.jit(make_hide(run.experiment, scheme, run.mesh))
-    private = jax.device_put(BATCH_OF_ALL_STEPS, run.whole)
+    private = jax.device_put(BATCH_OF_ALL_STEPS, sharded(run.mesh))
     made = [
         hide(run.keys, jax.device_put(np.int32(t), run.whole), private, None) for t in range(STEPS)
     ]

@@ -89,14 +89,20 @@ def test_take_cuts_the_rows_of_the_step(devices):
     labels = np.arange(40, dtype=np.int32)
     order = rng.permutation(40).astype(np.int32).reshape(5, 8)
     public_order = rng.permutation(40).astype(np.int32).reshape(5, 8)
-    take = jax.jit(make_take(make_mesh(jax.devices()[:devices])), static_argnums=4)
+    take = jax.jit(make_take(make_mesh(devices=jax.devices()[:devices])), static_argnums=4)
+    own = jax.tree.map(lambda x: x[None], PrivateTexts(tokens, labels, order, public_order))
+    public = {name: array[None] for name, array in others.items()}
     for step, length in ((0, 16), (7, 32)):
-        private = PrivateTexts(tokens, labels, order, public_order)
-        examples = take(None, np.int32(step), private, others, length)
+        examples = take(None, np.int32(step), own, public, length)
         rows, public_rows = order[step % 5], public_order[step % 5]
         np.testing.assert_array_equal(examples.labels, labels[rows])
         for name in tokens:
-            np.testing.assert_array_equal(examples.inputs[name], tokens[name][rows, :length])
-            np.testing.assert_array_equal(examples.public[name], others[name][public_rows, :length])
-        alone = take(None, np.int32(step), private._replace(public=None), None, length)
-        assert alone.public is None
+            # Private and public rows alternate, so that both of a mixture lie on one device.
+            expected = np.empty((16, length), np.uint8)
+            expected[0::2] = tokens[name][rows, :length]
+            expected[1::2] = others[name][public_rows, :length]
+            np.testing.assert_array_equal(examples.inputs[name], expected)
+        alone = take(None, np.int32(step), own._replace(public=None), None, length)
+        np.testing.assert_array_equal(alone.labels, labels[rows])
+        for name in tokens:
+            np.testing.assert_array_equal(alone.inputs[name], tokens[name][rows, :length])

@@ -22,8 +22,8 @@ from instahide_jax.text_evaluation import (
     score_set,
     score_views,
 )
-from instahide_jax.text_task import open_data, open_task
-from instahide_jax.training import example_losses
+from instahide_jax.text_task import identities, open_task, open_texts
+from instahide_jax.training import example_losses, make_keys
 
 INTER = TextHide.inter(k=4, num_masks=4)
 SCHEMES = {
@@ -52,13 +52,14 @@ def regression(tmp_path_factory):
 
 def _by_hand(run, state, feed):
     """Loss and new parameters of one step, from the parts."""
-    rows = np.asarray(feed.private.order[feed.step % len(feed.private.order)])
+    order = np.asarray(feed.private.order)[0]
+    rows = order[feed.step % len(order)]
 
     def cut(tokens, rows):
         return {name: array[rows, : feed.length] for name, array in tokens.items()}
 
     own = cut(run.dataset.train.tokens, rows)
-    secret = run.keys.secret
+    secret = insecure_secret(5)
     key = secret.stream("features").fold_in(feed.step)
     pool = run.scheme.mask_pool(secret.stream("masks"), 16)
 
@@ -69,7 +70,7 @@ def _by_hand(run, state, feed):
 
         public = None
         if run.scheme.num_public:
-            others = np.asarray(feed.private.public[feed.step % len(feed.private.order)])
+            others = np.asarray(feed.private.public)[0, feed.step % len(order)]
             # On their own: what they are padded to and mixed with must not matter.
             public = features(cut(run.dataset.public.tokens, others))
         labels = run.dataset.train.labels[rows]
@@ -154,14 +155,14 @@ def test_steps_start_anywhere():
         assert (a.length, a.work) == (b.length, b.work)
         np.testing.assert_array_equal(a.private.order, b.private.order)
     sizes = run.dataset.train.tokens["mask"].sum(axis=1)
-    rows = np.asarray(whole[7].private.order)[7 % 6]
+    rows = np.asarray(whole[7].private.order)[0, 7 % 6]
     assert whole[7].work == sizes[rows].sum()
     assert sizes[rows].max() <= whole[7].length
 
 
 def test_compiled_step_does_not_contain_the_secret():
     run = tiny_text()
-    words = np.asarray(jax.random.key_data(run.keys.secret.key)).astype(np.uint32)
+    words = np.asarray(jax.random.key_data(run.keys.secret.key)).astype(np.uint32).reshape(-1)
     spellings = {str(w) for w in words} | {str(w.astype(np.int32)) for w in words}
     spellings |= {f"{w:x}" for w in words} | {w.tobytes().hex() for w in words}
     feed = run.feeds(0, 1)[0]
@@ -238,8 +239,9 @@ def test_views_are_without_masks_and_averaged_over_masks():
 @pytest.mark.parametrize("name", ["vanilla", "intra"])
 def test_validation_is_the_owners_view(name):
     experiment = replace(EXPERIMENT, scheme=SCHEMES[name])
-    run, task = tiny_text(1, scheme=SCHEMES[name]), open_task(experiment)
-    made = task.make_validate(run.model)(run.init(), insecure_secret(5))
+    run, task = tiny_text(1, scheme=SCHEMES[name]), open_task(experiment, range(1))
+    own_keys = make_keys({0: insecure_secret(5)}, jax.random.key(6))
+    made = task.make_validate(run.model, run.mesh)(run.init(), own_keys)
     views = score_views(
         run.scheme,
         run.model,
@@ -259,16 +261,20 @@ def test_validation_is_the_owners_view(name):
 
 
 def test_public_texts_are_read_for_public_slots_only():
-    assert open_data(EXPERIMENT)[0].public is None
+    assert open_texts(EXPERIMENT, [0])[0][0].public is None
     experiment = replace(EXPERIMENT, scheme=INTER)
-    dataset, identities = open_data(experiment)
-    assert len(dataset.public.labels) == 40
     other = replace(experiment, public_text=SyntheticText(count=40, seed=4))
-    assert open_data(other)[1] != identities
+    marks = []
+    for wanted in (experiment, other):
+        opened, weights = open_texts(wanted, [0])
+        assert len(opened[0].public.labels) == 40
+        marks.append(identities(opened[0], weights))
+        assert marks[-1] == open_task(wanted, range(1)).identities[0]
+    assert marks[0] != marks[1]
     few = replace(experiment, public_text=SyntheticText(count=BATCH - 1))
     with pytest.raises(
         InputError, match=r"there are 7 public texts; every step takes batch_size=8"
     ):
-        open_data(few)
+        open_texts(few, [0])
     with pytest.raises(InputError, match="num_classes is 3 but the data set has 2 classes"):
-        open_task(replace(EXPERIMENT, scheme=TextHide.intra(num_classes=3)))
+        open_task(replace(EXPERIMENT, scheme=TextHide.intra(num_classes=3)), range(1))

@@ -16,6 +16,7 @@ from instahide_jax import InstaHide, NoHiding, encrypt, insecure_secret
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import Dataset, Statistics
 from instahide_jax.encoders import ConvNet, Model, Variables
+from instahide_jax.image_data import ClientImages, agree
 from instahide_jax.image_evaluation import make_evaluate
 from instahide_jax.image_step import make_hide
 from instahide_jax.image_task import feeds
@@ -29,7 +30,13 @@ from instahide_jax.optimizers import (
     make_optimizer,
 )
 from instahide_jax.parallel import make_mesh
-from instahide_jax.training import Examples, Keys, init_state, make_train_step
+from instahide_jax.training import (
+    Examples,
+    init_state,
+    make_keys,
+    make_train_step,
+    put_keys,
+)
 
 PARTNERS = ("dataset", "batch")
 
@@ -76,9 +83,9 @@ def test_step_equals_one_written_by_hand():
     run = tiny(1)
     start, private = run.init(), run.private()
     params, stats = jax.tree.map(jnp.copy, (start.params, start.stats))  # start is donated
-    rows = np.asarray(private.this_pass.order)[:8]
+    rows = np.asarray(private.this_pass.order)[0, :8]
     hidden = jax.jit(partial(encrypt, scheme=run.scheme))(
-        run.keys.secret.stream("pass").fold_in(0),
+        insecure_secret(5).stream("pass").fold_in(0),
         {"image": run.data.images[rows], "label": run.data.labels[rows]},
         rows=rows,
         private_pool={"image": run.data.images, "label": run.data.labels},
@@ -115,7 +122,7 @@ def test_dropout_has_new_keys_in_every_step():
             return params["scale"] * (noise if of == "head" else features)
 
         model = Model(lambda key: Variables({"scale": jnp.ones((1, 1))}, {}), features, logits)
-        optimizer, mesh = optax.set_to_zero(), make_mesh(jax.devices()[:1])
+        optimizer = optax.set_to_zero()
         step = make_train_step(lambda *_: examples, NoHiding(), model, optimizer, mesh)
         state, made = init_state(model, optimizer, jax.random.key(0)), []
         for _ in range(5):
@@ -123,7 +130,8 @@ def test_dropout_has_new_keys_in_every_step():
             made.append(float(metrics["loss"]))
         return made
 
-    keys = Keys(insecure_secret(5), jax.random.key(6))
+    mesh, seed = make_mesh(devices=jax.devices()[:1]), jax.random.key(6)
+    keys = put_keys(make_keys({0: insecure_secret(5)}, seed), seed, mesh, 1)
     encoder, head = losses("encoder"), losses("head")
     assert len({*encoder, *head}) == 10  # one key serves neither two steps nor both parts
     assert losses("encoder") == encoder
@@ -181,7 +189,7 @@ def test_each_private_image_is_used_num_private_times_in_a_pass():
         used = values > values.min() + 1e-3
         np.testing.assert_array_equal(used[:, :40].sum(axis=0), 3)
         np.testing.assert_array_equal(used.sum(axis=1), 3)
-        assert used[np.arange(40), run.private(epoch).this_pass.order].all()
+        assert used[np.arange(40), run.private(epoch).this_pass.order[0]].all()
 
 
 def test_an_image_has_one_view_in_a_pass_and_another_in_the_next():
@@ -221,8 +229,10 @@ def test_masks_are_new_in_every_row_step_and_pass(partners):
 
 
 def _feeds(run, start, total):
-    data = Dataset(run.data, run.data, run.data, Statistics((0.5,), (0.25,)), (8, 8, 3), "")
-    return feeds(run.experiment, run.scheme, data, run.keys, run.mesh, start, total)
+    sets = Dataset(run.data, run.data, run.data, Statistics((0.5,), (0.25,)), (8, 8, 3), "")
+    data = {0: ClientImages(sets, None, [])}
+    agreed = agree(data)
+    return feeds(run.experiment, run.scheme, data, agreed, run.own_keys, run.mesh, start, total)
 
 
 def test_loop_moves_no_data_and_ends_where_steps_by_hand_do():
@@ -233,7 +243,7 @@ def test_loop_moves_no_data_and_ends_where_steps_by_hand_do():
         for feed in _feeds(run, 0, 10):
             state, _ = run.step(state, run.keys, feed.private, run.pool)
             seen.append(feed.step)
-        private = feed.private._replace(images=run.data.images)
+        private = feed.private._replace(images=run.data.images[None])
         with pytest.raises(Exception, match=r"[Dd]isallowed"):
             run.step(state, run.keys, private, run.pool)
     assert seen == list(range(10))
@@ -245,7 +255,7 @@ def test_loop_gives_the_same_steps_from_any_start():
 
     def orders(start):
         loop = _feeds(run, start, 12)
-        return {feed.step: np.asarray(feed.private.this_pass.order) for feed in loop}
+        return {feed.step: np.asarray(feed.private.this_pass.order)[0] for feed in loop}
 
     whole, resumed = orders(0), orders(7)
     assert list(resumed) == [7, 8, 9, 10, 11]
@@ -266,7 +276,7 @@ def test_state_is_donated_and_keys_are_not():
 
 def test_compiled_step_does_not_contain_the_secret():
     run = tiny(8)
-    words = np.asarray(jax.random.key_data(run.keys.secret.key)).astype(np.uint32)
+    words = np.asarray(jax.random.key_data(run.keys.secret.key)).astype(np.uint32).reshape(-1)
     spellings = {str(w) for w in words} | {str(w.astype(np.int32)) for w in words}
     spellings |= {f"{w:x}" for w in words} | {w.tobytes().hex() for w in words}
 
@@ -278,7 +288,7 @@ def test_compiled_step_does_not_contain_the_secret():
     step = run.make_step(run.model)
     assert found(step, run.init(), run.keys, run.private(), run.pool) == set()
     # The search finds a key that is closed over.
-    secret = run.keys.secret.key
+    secret = run.keys.secret.key[0]
     assert found(jax.jit(lambda: jax.random.bits(secret, (4,), "uint32")))
 
 
