@@ -242,9 +242,7 @@ def processor() -> str:
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Print a table; its rows as they come."""
     print(f"\n{title}")
-    columns = list(columns)
-    print(f"{columns[0]:22}", *(f"{name:>13}" for name in columns[1:]))
-    for first, *cells in rows:
+    for first, *cells in itertools.chain([columns], rows):
         print(f"{first:22}", *(f"{cell:>13}" for cell in cells), flush=True)
 
 
@@ -254,9 +252,7 @@ def show_costs(data: Set, size: int, seconds: float) -> Rate:
     files = [split.source[i]["image"] for i in range(min(number, 256))]
     mean = np.mean([getattr(file, "nbytes", len(file)) for file in files]) / 1e3
     cost = parts(data, seconds / 2)
-    print(
-        f"\n== {data.title}: {number:,} images, files of {mean:.0f} kB, scaled to {data.resize} =="
-    )
+    print(f"\n== {data.title}: {number:,} files of {mean:.0f} kB, scaled to {data.resize} ==")
     rows = [["read_example", *(f"{value:.2f}" for value in cost)]]
     table("CPU ms per image, one thread", ["", "read", "decode", "resize", "together"], rows)
     rates: dict[str, Rate] = {}
@@ -291,14 +287,13 @@ def show_delivery(data: Set, sharding: Any, seconds: float) -> None:
                 jax.block_until_ready(on_device)
                 readies.append(time.perf_counter() - start)
             transfer = [f"{np.median(times) * 1e3:.2f}" for times in (calls, readies)]
-            megabytes = f"{batch['image'].nbytes / 1e6:.1f}"
-            yield [str(size), f"{r.images:,.0f}", f"{r.cpu_ms:.2f}", megabytes, *transfer]
+            cells = f"{r.images:,.0f}", f"{r.cpu_ms:.2f}", f"{batch['image'].nbytes / 1e6:.1f}"
+            yield [str(size), *cells, *transfer]
 
     columns = ["batch", "images/s", "CPU ms/image", "MB", "call ms", "arrived ms"]
-    title = (
-        "Batches on the device (16 threads, depth 2), and the transfer of one that is read already"
+    table(
+        "Batches on the device (16 threads, depth 2), and the transfer of one", columns, measured()
     )
-    table(title, columns, measured())
 
 
 def copied(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -319,18 +314,14 @@ def show_waiting(data: Set, sharding: Any, size: int, steps: list[float], kind: 
     resident = next(prefetch_to_device(stream(data, size), sharding))
 
     def line(milliseconds: float, depth: int, batches: Iterable[Any], size: int) -> list[str]:
-        if kind == "sleep":
-            step = sleeping_step(milliseconds)
-        else:
-            step = computing_step(milliseconds, resident)
+        sleeps = kind == "sleep"
+        step = sleeping_step(milliseconds) if sleeps else computing_step(milliseconds, resident)
         alone, waited = waiting(step, prefetch_to_device(batches, sharding, depth))
         part = waited / (alone + waited)
         return [f"{alone:.1f}", f"{size / alone * 1e3:,.0f}", f"{waited:.2f}", f"{part:.1%}"]
 
     columns = ["", "step ms", "needs img/s", "waits ms", "of the time"]
-    does = (
-        "sleeps, which leaves the cores to reading," if kind == "sleep" else "multiplies matrices"
-    )
+    does = "sleeps, which leaves the cores idle," if kind == "sleep" else "multiplies matrices"
     title = f"Waiting for streamed batches of {size}; a step {does} and ends before the next is fed"
 
     def streamed() -> Iterator[list[str]]:
@@ -344,9 +335,7 @@ def show_waiting(data: Set, sharding: Any, size: int, steps: list[float], kind: 
     large = min(BATCH_SIZES[-1], data.split.num_examples)
     batch = copied(next(stream(data, large)))
     rows = ([f"depth {d}", *line(steps[-1], d, itertools.repeat(batch), large)] for d in (1, 2))
-    table(
-        f"The same for a batch of {large} that is read already: the transfer alone", columns, rows
-    )
+    table(f"The same for a batch of {large} that is read already", columns, rows)
 
 
 def show_cores(measured: dict[str, Rate], steps: list[float]) -> None:
@@ -401,8 +390,7 @@ def main() -> None:
             measured[name] = show_costs(data, arguments.batch_size, arguments.seconds)
             show_delivery(data, sharding, arguments.seconds)
             if not index:
-                size, steps = arguments.batch_size, arguments.step_ms
-                show_waiting(data, sharding, size, steps, kind)
+                show_waiting(data, sharding, arguments.batch_size, arguments.step_ms, kind)
         show_cores(measured, arguments.step_ms)
     print(f"\nload at the end {os.getloadavg()[0]:.1f}")
 
