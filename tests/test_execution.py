@@ -48,7 +48,7 @@ def test_how_a_run_is_carried_out_may_change_between_its_starts(place):
     process.terminate()
     process.communicate(timeout=300)
     assert process.returncode == 75
-    sharded = ("--execution.shard-state", "True")
+    sharded = ("--execution.shard-state",)
     code, out, err = place.run(
         "train.py", *settings, "--workdir", "changed", "--epochs", 4, *sharded, **eight
     )

@@ -188,13 +188,13 @@ def test_a_run_goes_on_in_another_number_of_processes(place, one_process):
     job.process.terminate()
     assert job.end()[0] == 75
     stopped = last_step(folder)
-    process = place.start("train.py", *settings, "--execution.shard-state", "True")
+    process = place.start("train.py", *settings, "--execution.shard-state")
     while process.poll() is None and last_step(folder) < stopped + 10:
         time.sleep(0.01)
     process.terminate()
     process.communicate(timeout=300)
     assert process.returncode in (0, 75)
-    code, said = Job(place, *settings, "--execution.shard-state", "True").end()
+    code, said = Job(place, *settings, "--execution.shard-state").end()
     assert code == 0, said
     _close(one_process, folder)
 
