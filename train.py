@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-from jax.sharding import Mesh
 
 from instahide_jax import image_task, text_task
 from instahide_jax.arguments import parse_args
@@ -48,7 +47,7 @@ from instahide_jax.parallel import (
 )
 from instahide_jax.pictures import save_curves
 from instahide_jax.placement import put_like, put_own, state_sharding
-from instahide_jax.run import Run, Statistics, check_precision, open_run, secret_files
+from instahide_jax.run import Run, Statistics, check_precision, layout, open_run, secret_files
 from instahide_jax.task import Task
 from instahide_jax.training import (
     TrainState,
@@ -116,7 +115,7 @@ def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> 
         state = first_state(partial(init_state, model, optimizer), seed_key, weights, sharding)
     del weights
     start = int(state.step)
-    announce(experiment, task, run, mesh, state, start, total_steps)
+    announce(experiment, task, run, state, start, total_steps)
 
     # They show private data, and with clients apart not all who read the folder may see it.
     samples = clients == 1 or experiment.client_data == "parts"
@@ -253,7 +252,6 @@ def announce(
     experiment: Experiment,
     task: Task,
     run: Run,
-    mesh: Mesh,
     state: TrainState,
     start: int,
     total: int,
@@ -262,16 +260,20 @@ def announce(
     if not is_first():
         return
     owners = f" of {experiment.clients} clients" if experiment.clients > 1 else ""
-    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     print(
         f"{run.folder}: {task.num_examples:,} private examples{owners}, "
         f"{num_parameters(state.params):,} parameters, {type(experiment.scheme).__name__}, "
-        f"{mesh.devices.size} x {jax.devices()[0].device_kind}{processes}"
+        f"{layout()}"
     )
     if experiment.insecure_seed is not None:
         print("The key stems from an integer seed: this run protects nothing.")
     if start:
         print(f"Resuming at step {start} of {total}.")
+        if run.began_on != layout():
+            print(
+                f"The run began on {run.began_on}: parameters will agree with those of an "
+                "uninterrupted run to about 1e-5, not in every bit."
+            )
 
 
 if __name__ == "__main__":

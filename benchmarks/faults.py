@@ -59,6 +59,14 @@ class Place:
             [sys.executable, *command], env=self.environment, stdout=log, stderr=log
         )
 
+    def measure(self, workdir: str, epochs: int, *more: str) -> float | None:
+        """Seconds of a run to the end; None, and its output, if it fails."""
+        begin = time.monotonic()
+        if self.start(workdir, epochs, *more).wait() != 0:
+            print((self.folder / f"{workdir}.log").read_text(), file=sys.stderr)
+            return None
+        return time.monotonic() - begin
+
     def victim(self, run: "subprocess.Popen[bytes]", rng: random.Random) -> int:
         """The process to kill: of several one at random."""
         if self.processes == 1:
@@ -86,18 +94,20 @@ def kills(count: int, processes: int, epochs: int, seed: int) -> bool:
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
         place = Place(Path(temporary), processes)
-        every = ("--save-every", "25", "--log-every", "5")
-        begin = time.monotonic()
-        if place.start("whole", epochs, *every).wait() != 0:
-            print((place.folder / "whole.log").read_text(), file=sys.stderr)
+        every = ("--save-every", "100", "--log-every", "10")
+        place.start("compiled", 1, *every).wait()
+        starting, whole_time = (
+            place.measure(n, of, *every) for n, of in (("one", 1), ("whole", epochs))
+        )
+        if starting is None or whole_time is None:
             return False
-        # Long enough to reach the steps, short enough for all kills to hit before the end.
-        longest = time.monotonic() - begin
-        done, resumed_at = 0, []
+        # So early that, on average, all kills come before the last step.
+        latest = starting + 1.2 * (whole_time - starting) / count
+        done, resumed_at = 0, list[int]()
         with tqdm(total=count, desc=f"kills, {processes} processes") as bar:
             while done < count:
                 run = place.start("killed", epochs, *every)
-                limit = time.monotonic() + rng.uniform(0.1, longest)
+                limit = time.monotonic() + rng.uniform(0.3 * starting, latest)
                 while run.poll() is None and time.monotonic() < limit:
                     time.sleep(0.01)
                 if run.poll() is not None:
@@ -170,7 +180,7 @@ def main() -> None:
     parser.add_argument("what", choices=("kills", "memory"))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--epochs", type=int, default=20, help="of the runs that are killed")
+    parser.add_argument("--epochs", type=int, default=100, help="of the runs that are killed")
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     given = parser.parse_args()

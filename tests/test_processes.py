@@ -192,8 +192,9 @@ def test_a_run_goes_on_in_another_number_of_processes(place, one_process):
     while process.poll() is None and last_step(folder) < stopped + 10:
         time.sleep(0.01)
     process.terminate()
-    process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode in (0, 75)
+    assert "The run began on 2 x cpu in 2 processes: parameters will agree" in out
     code, said = Job(place, *settings, "--execution.shard-state").end()
     assert code == 0, said
     _close(one_process, folder)
@@ -212,6 +213,7 @@ def test_sigterm_to_one_process_saves_and_stops_all(place, two_processes):
     code, said = Job(place, *settings).end()
     assert code == 0, said
     assert f"Resuming at step {step} of 90" in said
+    assert "The run began on" not in said
     assert_same_state(final_state(two_processes), final_state(folder))
     assert without_speed(two_processes)[-1] == without_speed(folder)[-1]
 
