@@ -3,8 +3,8 @@
     python benchmarks/faults.py kills [--kills 20] [--processes 1 2]
     python benchmarks/faults.py memory [--steps 10000]
 
-`kills` trains a small network on MNIST-5k once to the end, and once with SIGKILL at random moments
-of its start, steps and saves, started again after each; the last checkpoints are compared bit for
+`kills` trains a small network on MNIST-5k once to the end, and once with SIGKILL at random moments,
+a quarter of them while it starts, the others at random steps, and started again after each; the last checkpoints are compared bit for
 bit. With 2 processes each kill hits one of them, at random. `memory` trains for many steps, and
 reads the resident memory of the process every half second. Exit code 1 says that a check failed.
 """
@@ -67,6 +67,13 @@ class Place:
             return None
         return time.monotonic() - begin
 
+    def step(self, workdir: str) -> int:
+        """The last step of which a run wrote metrics."""
+        file = self.folder / workdir / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        whole = [line for line in lines[-2:] if line.endswith("}")]
+        return int(json.loads(whole[-1])["step"]) if whole else 0
+
     def victim(self, run: "subprocess.Popen[bytes]", rng: random.Random) -> int:
         """The process to kill: of several one at random."""
         if self.processes == 1:
@@ -96,26 +103,23 @@ def kills(count: int, processes: int, epochs: int, seed: int) -> bool:
         place = Place(Path(temporary), processes)
         every = ("--save-every", "100", "--log-every", "10")
         place.start("compiled", 1, *every).wait()
-        starting, whole_time = (
-            place.measure(n, of, *every) for n, of in (("one", 1), ("whole", epochs))
-        )
-        if starting is None or whole_time is None:
+        starting = place.measure("one", 1, *every)
+        if starting is None or place.measure("whole", epochs, *every) is None:
             return False
-        # So early that, on average, all kills come before the last step.
-        latest = starting + 1.2 * (whole_time - starting) / count
-        done, resumed_at = 0, list[int]()
-        with tqdm(total=count, desc=f"kills, {processes} processes") as bar:
-            while done < count:
-                run = place.start("killed", epochs, *every)
-                limit = time.monotonic() + rng.uniform(0.3 * starting, latest)
-                while run.poll() is None and time.monotonic() < limit:
+        moments = sorted(rng.sample(range(epochs * STEPS_PER_PASS * 9 // 10), count))
+        for moment in tqdm(moments, f"kills, {processes} processes"):
+            run = place.start("killed", epochs, *every)
+            if rng.random() < 0.25:  # while it starts
+                time.sleep(rng.uniform(0.1, starting))
+            else:
+                while run.poll() is None and place.step("killed") < moment:
                     time.sleep(0.01)
-                if run.poll() is not None:
-                    break  # finished before the kill
-                os.kill(place.victim(run, rng), signal.SIGKILL)
-                run.wait()
-                done += 1
-                bar.update()
+                time.sleep(rng.uniform(0, 0.2))
+            if run.poll() is not None:
+                print("A run ended before its kill; try more --epochs.", file=sys.stderr)
+                return False
+            os.kill(place.victim(run, rng), signal.SIGKILL)
+            run.wait()
         code = place.start("killed", epochs, *every).wait()
         log = (place.folder / "killed.log").read_text()
         resumed_at = [int(step) for step in re.findall(r"Resuming at step (\d+)", log)]
@@ -128,12 +132,12 @@ def kills(count: int, processes: int, epochs: int, seed: int) -> bool:
             same = all(np.array_equal(a, b) for a, b in pairs)
             same &= metrics(place.folder / "whole") == metrics(place.folder / "killed")
             print(
-                f"| {processes} | {step:,} | {done} | {len(resumed_at)} | "
+                f"| {processes} | {step:,} | {count} | {len(resumed_at)} | "
                 f"{', '.join(map(str, resumed_at))} | {'yes' if same else 'NO'} |"
             )
         else:
             print(log[-2000:], file=sys.stderr)
-        return same and done == count
+        return same
 
 
 def memory(steps: int) -> bool:
@@ -144,15 +148,13 @@ def memory(steps: int) -> bool:
         place.environment |= {"JAX_LOG_COMPILES": "1"}
         run = place.start("long", epochs, "--save-every", "500")
         seen: list[tuple[int, float]] = []
-        file = place.folder / "long" / "metrics.jsonl"
         total = epochs * STEPS_PER_PASS
         with tqdm(total=total, desc="memory", unit="step") as bar:
             while run.poll() is None:
                 status = Path(f"/proc/{run.pid}/status").read_text()
                 held = re.search(r"VmRSS:\s+(\d+) kB", status)
-                lines = file.read_text().splitlines() if file.exists() else []
-                if held and lines:
-                    step = json.loads(lines[-1])["step"] if lines[-1].endswith("}") else 0
+                step = place.step("long")
+                if held and step:
                     bar.update(step - bar.n)
                     seen.append((step, int(held[1]) / 1024))
                 time.sleep(0.5)

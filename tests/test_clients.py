@@ -1,6 +1,7 @@
 """Several data owners on one mesh: what each has, what goes between them, on any devices."""
 
 import functools
+from dataclasses import replace
 
 import chex
 import jax
@@ -125,6 +126,17 @@ def test_texts_and_features_stay_with_their_client(scheme):
     assert {c.op for c in between} == {"all-reduce"}
     features = [c for c in every if c.op == "all-gather" and ("f32", (12, 16)) in c.shapes]
     assert len(features) == (2 if scheme.num_public else 1)  # within a client they are gathered
+
+
+def test_short_texts_may_sum_the_gradients_of_their_positions():
+    data = replace(tiny_text().experiment.data, buckets=(8,))
+    run = tiny_text(8, clients=2, batch_size=24, data=data)
+    feed = run.feeds(0, 1)[0]
+    lowered = run.step.lower(run.init(), run.keys, feed.private, run.public, 8)
+    program = lowered.compile(FAST_COMPILE)
+    with pytest.raises(InputError, match=r"all-reduce of f32\[8, 16\]"):
+        check_boundary(program, run.mesh, run.init())
+    check_boundary(program, run.mesh, run.init(), length=8)
 
 
 def test_a_step_that_gathers_from_all_clients_is_refused():
