@@ -4,9 +4,10 @@
     python benchmarks/faults.py memory [--steps 10000]
 
 `kills` trains a small network on MNIST-5k once to the end, and once with SIGKILL at random moments,
-a quarter of them while it starts, the others at random steps, and started again after each; the last checkpoints are compared bit for
-bit. With 2 processes each kill hits one of them, at random. `memory` trains for many steps, and
-reads the resident memory of the process every half second. Exit code 1 says that a check failed.
+a quarter of them while it starts, the others at random steps, and started again after each; the
+last checkpoints are compared bit for bit. With 2 processes each kill hits one of them, at random.
+`memory` trains for many steps, and reads the resident memory of the process every half second. Exit
+code 1 says that a check failed.
 """
 
 import argparse
