@@ -19,11 +19,13 @@ from programs import (
     Place,
     assert_same_state,
     final_state,
+    final_text_state,
     last_step,
     prepare_photos,
     whole_checkpoints,
     without_speed,
 )
+from test_end_to_end_text import CONFIG as TEXTS
 
 from instahide_jax import distributed
 from instahide_jax.data.embedded import mnist5k
@@ -174,6 +176,22 @@ def test_a_stream_is_read_in_parts_and_trains_alike(place):
     assert code == 0, said
     one, two = (final_state(place.folder / name, (8, 8, 3), 3) for name in ("stream", "stream2"))
     chex.assert_trees_all_close(one.params, two.params, atol=1e-5)
+
+
+def test_texts_of_two_owners_train_alike_in_two_processes(place):
+    """Each scores its own validation texts under its own masks; lengths are agreed upon."""
+    config = place.folder / "texts.py"
+    config.write_text(TEXTS)
+    settings = (config, "--clients", 2, *SEED)
+    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    code, _, err = place.run("train.py", *settings, "--workdir", "texts", **eight)
+    assert code == 0, err
+    code, said = Job(place, *settings, "--workdir", "texts2").end()
+    assert code == 0, said
+    one, two = (final_text_state(place.folder / name) for name in ("texts", "texts2"))
+    chex.assert_trees_all_close(one.params, two.params, atol=1e-5)
+    for a, b in zip(*(without_speed(place.folder / n) for n in ("texts", "texts2")), strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
 
 
 # Interrupted and resumed
