@@ -182,7 +182,7 @@ def test_texts_of_two_owners_train_alike_in_two_processes(place):
     """Each scores its own validation texts under its own masks; lengths are agreed upon."""
     config = place.folder / "texts.py"
     config.write_text(TEXTS)
-    settings = (config, "--clients", 2, *SEED)
+    settings = (config, "--clients", 2, "--epochs", 2, *SEED)
     eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     code, _, err = place.run("train.py", *settings, "--workdir", "texts", **eight)
     assert code == 0, err
