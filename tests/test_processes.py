@@ -256,6 +256,20 @@ def test_where_one_process_dies_the_other_ends_and_the_run_goes_on(place, two_pr
     assert without_speed(two_processes) == without_speed(folder)
 
 
+def test_all_processes_fall_back_to_the_same_checkpoint(place, two_processes):
+    folder = place.folder / "damaged"
+    shutil.copytree(two_processes, folder)
+    newest = folder / "checkpoints" / str(max(whole_checkpoints(folder)))
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    code, said = Job(place, place.config, "--workdir", folder, *SEED).end()
+    assert code == 0, said
+    assert "cannot be read" in said
+    assert "Resuming at step 84 of 90" in said
+    assert_same_state(final_state(two_processes), final_state(folder))
+    assert without_speed(two_processes) == without_speed(folder)
+
+
 # Starting
 
 
