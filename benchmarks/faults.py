@@ -20,13 +20,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from tqdm import tqdm
+
+from instahide_jax.checkpoint import Checkpoints
+from instahide_jax.encoders import make_model
+from instahide_jax.optimizers import make_optimizer
+from instahide_jax.parallel import replicated
+from instahide_jax.placement import local_mesh
+from instahide_jax.run import read_experiment
+from instahide_jax.training import init_state
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS_PER_PASS = 38
@@ -84,11 +93,14 @@ class Place:
 
 
 def last_checkpoint(folder: Path) -> tuple[int, Any]:
-    """Number and content of the newest checkpoint of a run."""
-    steps = [int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
-    path = (folder / "checkpoints" / str(max(steps)) / "default").absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        return max(steps), jax.tree.map(np.asarray, checkpointer.restore(path))
+    """Number and content of the newest checkpoint of a run on MNIST."""
+    experiment = read_experiment(folder)
+    model = make_model(experiment.encoder, (28, 28, 1), 10)
+    optimizer = make_optimizer(experiment.optimizer, 1, 1)  # shapes do not depend on steps
+    abstract = jax.eval_shape(partial(init_state, model, optimizer), jax.random.key(0))
+    with closing(Checkpoints(folder / "checkpoints", read_only=True)) as checkpoints:
+        step = max(checkpoints.steps())
+        return step, jax.device_get(checkpoints.restore(abstract, step, replicated(local_mesh())))
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
