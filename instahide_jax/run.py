@@ -88,10 +88,14 @@ def secret_files(folder: Path, named: Path | None, held: range, clients: int) ->
       InputError: if several clients would have the same file.
     """
     if named is None:
-        ending = ".secret" if clients == 1 else ".client{client}.secret"
-        absolute = folder.absolute()
-        named = absolute.with_name(absolute.name.replace("{", "{{").replace("}", "}}") + ending)
-    elif len(held) > 1 and "{client}" not in named.name:
+        beside = folder.absolute()
+        return {
+            client: beside.with_name(
+                f"{beside.name}.secret" if clients == 1 else f"{beside.name}.client{client}.secret"
+            )
+            for client in held
+        }
+    if len(held) > 1 and "{client}" not in named.name:
         raise InputError(
             f"--secret-file is {named} for {len(held)} clients, which would share it; put "
             "{client} into the name of the file"

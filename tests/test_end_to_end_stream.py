@@ -23,8 +23,8 @@ from programs import (
     without_speed,
 )
 
-from instahide_jax import image_task
 from instahide_jax.config import load_config
+from instahide_jax.image_data import open_images
 
 __all__ = ["call"]  # a fixture
 STEPS = 18 * 6
@@ -116,5 +116,5 @@ def test_encrypted_inference_needs_data_in_memory(place, finished, call, monkeyp
 
 def test_the_order_that_grain_defines_is_part_of_the_identity(place, monkeypatch):
     monkeypatch.chdir(place.folder)
-    _, _, identities = image_task.open_data(load_config("tiny.py:streamed"))
-    assert identities[0].endswith(f" grain {version('grain')}")
+    (data,) = open_images(load_config("tiny.py:streamed"), [0]).values()
+    assert data.identities[0].endswith(f" grain {version('grain')}")
