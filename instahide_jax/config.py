@@ -190,9 +190,9 @@ class TextExperiment(Experiment):
         rows = self.partner_group or self.batch_size // self.clients
         if self.scheme.num_public > rows:
             raise InputError(
-                f"the scheme mixes {self.scheme.num_public} public texts of the {rows} that stand "
-                f"beside as many private ones (batch_size={self.batch_size} over clients, or "
-                "partner_group): raise these or lower scheme.k"
+                f"the scheme mixes {self.scheme.num_public} public texts; with "
+                f"batch_size={self.batch_size} and clients={self.clients} a row has {rows} to "
+                "choose from: raise batch_size or partner_group, or lower scheme.k"
             )
 
 
