@@ -1,5 +1,6 @@
 """Running the programs: a tiny configuration, in processes of their own or in this one."""
 
+import copy
 import importlib
 import os
 import resource
@@ -104,6 +105,12 @@ class Place:
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
         self.environment = os.environ | cache | {"XLA_FLAGS": "", "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def within(self, name):
+        """The same, seen from a folder within."""
+        other = copy.copy(self)
+        other.folder = self.folder / name
+        return other
 
     def start(self, program, *arguments, **settings):
         command = [sys.executable, "-W", "error", str(ROOT / program), *map(str, arguments)]

@@ -298,6 +298,11 @@ def test_a_process_whose_job_does_not_come_together_ends_in_one_line(place, numb
         ((), {"TPU_WORKER_HOSTNAMES": "a,b"}, "one of 2 processes"),
         (("--num-processes", 2), {}, "need --coordinator"),
         (("--coordinator", "here"), {}, "give HOST:PORT"),
+        (
+            ("--coordinator", "127.0.0.1:99999", "--num-processes", 2, "--process-id", 0),
+            {},
+            "--coordinator is 127.0.0.1:99999: ",
+        ),
         (("--coordinator", "a:1"), {}, "needs --num-processes and --process-id"),
         (("--coordinator", "auto", "--process-id", 1), {}, "leave out"),
         (
