@@ -84,6 +84,7 @@ def main() -> None:
     )
     parser.add_argument("--platform", choices=("cpu", "tpu"), default="cpu")
     parser.add_argument("--devices", type=int, nargs="+", choices=tuple(SLICES), default=[1, 8, 64])
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--per-device", type=int, default=32, help="examples of a step and device")
     given = parser.parse_args()
@@ -96,7 +97,7 @@ def main() -> None:
     )
     print("| | devices | variant | held | between | together |")
     print("|---|---|---|---|---|---|")
-    cases = [(n, d, v) for n in ENCODERS for d in given.devices for v in given.variants]
+    cases = [(n, d, v) for n in given.encoders for d in given.devices for v in given.variants]
     for name, count, variant in tqdm(cases, "compile"):
         if count == 1 and variant == "sharded":
             continue  # there is nothing to cut
