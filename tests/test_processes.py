@@ -110,8 +110,10 @@ def _close(a, b):
 
 
 def test_two_processes_train_as_one(one_process, two_processes):
-    """90 steps; one process writes what there is one of."""
+    """90 steps; one process writes what there is one of; what it shows is hidden alike."""
     _close(one_process, two_processes)
+    pictures = [(folder / "samples.png").read_bytes() for folder in (one_process, two_processes)]
+    assert pictures[0] == pictures[1]
     assert sorted(p.name for p in one_process.iterdir()) == sorted(
         p.name for p in two_processes.iterdir()
     )
