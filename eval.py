@@ -159,8 +159,8 @@ def score_images(arguments: Arguments, experiment: ImageExperiment) -> None:
     announce(arguments, state, f"{int(count):,} test images")
     error = (accuracy * (1 - accuracy) / count) ** 0.5
     print(f"  plain images                accuracy {accuracy:.4f} +- {error:.4f}")
-    for count, accuracy in encrypted.items():
-        print(f"  encrypted, mean over T={count:<3d}  accuracy {accuracy:.4f}")
+    for encryptions, averaged in encrypted.items():
+        print(f"  encrypted, mean over T={encryptions:<3d}  accuracy {averaged:.4f}")
     values = {
         "test_images": int(count),
         "plain_accuracy": accuracy,
