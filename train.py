@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-from jax.sharding import Mesh
 
 from instahide_jax import image_task, text_task
 from instahide_jax.arguments import parse_args
+from instahide_jax.boundary import within_boundary
 from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.config import Experiment, ImageExperiment, TextExperiment, load_config
 from instahide_jax.distributed import (
@@ -47,7 +47,7 @@ from instahide_jax.parallel import (
 )
 from instahide_jax.pictures import save_curves
 from instahide_jax.placement import put_like, put_own, state_sharding
-from instahide_jax.run import Run, Statistics, check_precision, open_run, secret_files
+from instahide_jax.run import Run, Statistics, check_precision, layout, open_run, secret_files
 from instahide_jax.task import Task
 from instahide_jax.training import (
     TrainState,
@@ -71,7 +71,8 @@ def main() -> None:
 
 def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> None:
     """The whole experiment, in this process and, if there are others, in step with them."""
-    jax.config.update("jax_compilation_cache_dir", experiment.execution.compilation_cache)
+    if experiment.execution.compilation_cache is not None:  # else what the environment says
+        jax.config.update("jax_compilation_cache_dir", experiment.execution.compilation_cache)
     clients, size = experiment.clients, experiment.batch_size
     mesh = make_mesh(clients)
     check_batch_size(size, mesh, clients, experiment.partner_group)
@@ -95,6 +96,8 @@ def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> 
         clients=clients,
         sharding=sharding,
     )
+    if clients > 1:
+        train_step = within_boundary(train_step, mesh)
     validate = task.make_validate(model, mesh)
     weights = together(lambda: pretrained(experiment.encoder))
     files = together(lambda: secret_files(options.workdir, options.secret_file, held, clients))
@@ -112,8 +115,10 @@ def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> 
         state = first_state(partial(init_state, model, optimizer), seed_key, weights, sharding)
     del weights
     start = int(state.step)
-    announce(experiment, task, run, mesh, state, start, total_steps)
+    announce(experiment, task, run, state, start, total_steps)
 
+    # They show private data, and with clients apart not all who read the folder may see it.
+    samples = clients == 1 or experiment.client_data == "parts"
     request, done, losses = watch_for_stop(), start, dict[int, jax.Array]()
     since, work = time.perf_counter(), 0
     with (
@@ -123,7 +128,7 @@ def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> 
         ending_at_once(),
     ):
         for feed in task.feeds(own_keys, mesh, start, total_steps):
-            if feed.step == 0:
+            if feed.step == 0 and samples:
                 task.save_samples(run.folder, mesh, keys, own_keys, public, feed)
             state, metrics = train_step(state, keys, feed.private, public, feed.length)
             done, work = feed.step + 1, work + feed.work
@@ -247,7 +252,6 @@ def announce(
     experiment: Experiment,
     task: Task,
     run: Run,
-    mesh: Mesh,
     state: TrainState,
     start: int,
     total: int,
@@ -256,16 +260,20 @@ def announce(
     if not is_first():
         return
     owners = f" of {experiment.clients} clients" if experiment.clients > 1 else ""
-    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     print(
         f"{run.folder}: {task.num_examples:,} private examples{owners}, "
         f"{num_parameters(state.params):,} parameters, {type(experiment.scheme).__name__}, "
-        f"{mesh.devices.size} x {jax.devices()[0].device_kind}{processes}"
+        f"{layout()}"
     )
     if experiment.insecure_seed is not None:
         print("The key stems from an integer seed: this run protects nothing.")
     if start:
         print(f"Resuming at step {start} of {total}.")
+        if run.began_on != layout():
+            print(
+                f"The run began on {run.began_on}: parameters will agree with those of an "
+                "uninterrupted run to about 1e-5, not in every bit."
+            )
 
 
 if __name__ == "__main__":

@@ -208,12 +208,15 @@ def _parse(
         if pairs is None:
             raise ValueError("a send without _xla_send_recv_source_target_pairs")
         groups = groups_of_pairs(pairs[1], devices)
-        result = result[0] if isinstance(result, list) else result  # the rest is context
+        if isinstance(result, list):
+            result = result[0] if result else []  # the rest is context
     else:
         op, part = _base(op)
         if part in ("done", "update"):
             return None
         if part == "start" and op != "all-reduce" and isinstance(result, list):
+            if len(result) < 2:
+                raise ValueError("the start of an operation without results")
             result = result[1]  # of (operands, results, context...)
         groups = groups_of(op, attributes, devices)
     operands = [_operand(text, results) for text in _split(bare[looks.end() : close])]

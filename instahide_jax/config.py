@@ -190,9 +190,9 @@ class TextExperiment(Experiment):
         rows = self.partner_group or self.batch_size // self.clients
         if self.scheme.num_public > rows:
             raise InputError(
-                f"the scheme mixes {self.scheme.num_public} public texts; there are {rows} of them "
-                "to choose from, as many as private ones: raise batch_size or partner_group, or "
-                "lower scheme.k"
+                f"the scheme mixes {self.scheme.num_public} public texts; with "
+                f"batch_size={self.batch_size} and clients={self.clients} a row has {rows} to "
+                "choose from: raise batch_size or partner_group, or lower scheme.k"
             )
 
 

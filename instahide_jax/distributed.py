@@ -8,6 +8,7 @@ them.
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -59,6 +60,8 @@ def join(
     _check_numbers(coordinator, num_processes, process_id)
     if timeout < 1:
         raise InputError(f"--join-timeout is {timeout}; give at least 1 second")
+    if process_id == 0:
+        _check_free(coordinator)
     # JAX aborts the process with a stack trace where the others do not come. This speaks first.
     alarm = threading.Timer(timeout, _nobody_came, (coordinator, process_id, timeout))
     alarm.daemon = True
@@ -109,6 +112,19 @@ def _check_numbers(coordinator: str, num_processes: int | None, process_id: int 
             f"--process-id is {process_id} of --num-processes {num_processes}; "
             "give a number from 0 on, below the number of processes"
         )
+
+
+def _check_free(coordinator: str) -> None:
+    # Of two coordinators at one port neither is told, and processes join the one or the other.
+    host, _, port = coordinator.rpartition(":")
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        try:
+            taken = probe.connect_ex((host, int(port))) == 0
+        except (OSError, OverflowError) as error:
+            raise InputError(f"--coordinator is {coordinator}: {error}; name this host") from None
+    if taken:
+        raise InputError(f"another job listens at {coordinator}; give another port")
 
 
 def _nobody_came(coordinator: str, process_id: int | None, timeout: int) -> None:

@@ -99,12 +99,18 @@ def local_mesh() -> Mesh:
     return Mesh(devices.reshape(1, -1), ("client", "data"))
 
 
+def _same(tree: Tree) -> Tree:
+    return tree
+
+
 def to_local(tree: Tree, mesh: Mesh) -> Tree:
     """Arrays of the global mesh as whole arrays on every device of `local_mesh`.
 
     All processes call it; afterwards each may compute with the result by itself.
     """
-    whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    whole = tree
+    if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
+        whole = jax.jit(_same, out_shardings=replicated(mesh))(tree)
     if jax.process_count() == 1:
         return whole
     sharding = NamedSharding(local_mesh(), P())

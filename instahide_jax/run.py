@@ -53,11 +53,19 @@ class Run(NamedTuple):
       secrets: the keys of the clients of this process, by their numbers, each bound to client and
         fingerprint of data and configuration.
       resumed: whether the folder held this experiment before.
+      began_on: devices and processes of its first start, as `layout` says.
     """
 
     folder: Path
     secrets: dict[int, SecretKey]
     resumed: bool
+    began_on: str
+
+
+def layout() -> str:
+    """The devices and processes of this start."""
+    kind, processes = jax.devices()[0].device_kind, jax.process_count()
+    return f"{jax.device_count()} x {kind} in {processes} process{'es' * (processes > 1)}"
 
 
 def check_precision() -> None:
@@ -80,10 +88,14 @@ def secret_files(folder: Path, named: Path | None, held: range, clients: int) ->
       InputError: if several clients would have the same file.
     """
     if named is None:
-        ending = ".secret" if clients == 1 else ".client{client}.secret"
-        absolute = folder.absolute()
-        named = absolute.with_name(absolute.name.replace("{", "{{").replace("}", "}}") + ending)
-    elif len(held) > 1 and "{client}" not in named.name:
+        beside = folder.absolute()
+        return {
+            client: beside.with_name(
+                f"{beside.name}.secret" if clients == 1 else f"{beside.name}.client{client}.secret"
+            )
+            for client in held
+        }
+    if len(held) > 1 and "{client}" not in named.name:
         raise InputError(
             f"--secret-file is {named} for {len(held)} clients, which would share it; put "
             "{client} into the name of the file"
@@ -141,13 +153,13 @@ def open_run(
             "secret": _kind_of_secret(experiment),
             "versions": {p: version(p) for p in ("instahide-jax", "jax", "flax", "optax")},
             "python": platform.python_version(),
-            "devices": [str(device.device_kind) for device in jax.devices()],
+            "layout": layout(),
         }
         write_json(folder / _RUN, described)
         write_json(folder / _CONFIG, to_json(experiment))  # last: it marks the folder as a run
     together(lambda: _check_shared(folder))
     bound = {c: secret.run(_client_mark(experiment, data, c)) for c, secret in secrets.items()}
-    return Run(folder, bound, resumed)
+    return Run(folder, bound, resumed, str(_described(folder).get("layout")))
 
 
 def _read_secrets(
@@ -242,17 +254,19 @@ def read_statistics(folder: Path) -> Statistics:
     Raises:
       InputError: if the run's description cannot be read.
     """
-    described = _read_json(folder / _RUN)
-    values = (
-        described.get(name) if isinstance(described, dict) else None for name in ("mean", "std")
-    )
+    described = _described(folder)
+    values = (described.get(name) for name in ("mean", "std"))
     return Statistics(*(None if value is None else tuple(value) for value in values))
 
 
 def _data_of(folder: Path) -> list[str]:
-    described = _read_json(folder / _RUN)
-    data = described.get("data") if isinstance(described, dict) else None
+    data = _described(folder).get("data")
     return data if isinstance(data, list) else []
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    described = _read_json(folder / _RUN)
+    return described if isinstance(described, dict) else {}
 
 
 def _data_mark(identities: list[str]) -> str:
@@ -308,8 +322,7 @@ def _check_same(folder: Path, experiment: Experiment, mark: bytes) -> bool:
             f"{folder} holds another experiment ({'; '.join(changed)}); "
             "use the same settings to resume it, or another --workdir"
         )
-    described = _read_json(folder / _RUN)
-    if not isinstance(described, dict) or described.get("fingerprint") != mark.hex():
+    if _described(folder).get("fingerprint") != mark.hex():
         raise InputError(
             f"{folder} was started on other data or with another version of instahide-jax; "
             "its one-time keys must not meet other images: use another --workdir"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax import lax
 from jax.sharding import Mesh
 
 from instahide_jax.encoders.base import Model, Variables
@@ -211,6 +212,9 @@ def make_train_step(
         )
 
         def loss_of(params: Tree) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Tree]]:
+            # Shards are put together before use. Left to itself, the compiler may rather move the
+            # activations to where the shards are, even those of other clients.
+            params = lax.with_sharding_constraint(params, whole)
             features, stats = model.features(
                 Variables(params, state.stats), examples.inputs, train=True, dropout_key=dropout_key
             )
@@ -220,6 +224,8 @@ def make_train_step(
 
         gradient = jax.value_and_grad(loss_of, has_aux=True)
         (loss, (outputs, targets, stats)), gradients = gradient(state.params)
+        if sharding is not None:
+            gradients = lax.with_sharding_constraint(gradients, sharding.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss}

@@ -1,5 +1,6 @@
 """Strict settings for every test: 8 virtual devices, and errors where JAX would only shrug."""
 
+import gc
 import os
 
 os.environ["XLA_FLAGS"] = (
@@ -8,6 +9,15 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import pytest
 
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Free what a module compiled: of all modules together it exceeds Linux's 65,530 mappings."""
+    yield
+    jax.clear_caches()
+    gc.collect()

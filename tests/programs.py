@@ -1,5 +1,6 @@
 """Running the programs: a tiny configuration, in processes of their own or in this one."""
 
+import copy
 import importlib
 import os
 import resource
@@ -12,7 +13,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+from instahide_jax import cli
 from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.encoders import make_model
 from instahide_jax.errors import run_main
@@ -103,6 +106,12 @@ class Place:
         }
         self.environment = os.environ | cache | {"XLA_FLAGS": "", "PYTHONDONTWRITEBYTECODE": "1"}
 
+    def within(self, name):
+        """The same, seen from a folder within."""
+        other = copy.copy(self)
+        other.folder = self.folder / name
+        return other
+
     def start(self, program, *arguments, **settings):
         command = [sys.executable, "-W", "error", str(ROOT / program), *map(str, arguments)]
         return subprocess.Popen(
@@ -136,6 +145,19 @@ class Place:
         process = self.start(program, *arguments, **settings)
         out, err = process.communicate(timeout=300)
         return process.returncode, out, err
+
+
+def prepare_photos(folder):
+    """Prepare 60 training and 12 test pictures of three classes and many sizes, for `streamed`."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 60), ("test", 12)):
+        for number in range(count):
+            of_class = folder / "photos" / split / "abc"[number % 3]
+            of_class.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (12 + number % 7, 14 + number % 5, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(of_class / f"{number}.png")
+    source, target = folder / "photos", folder / "tfds"
+    cli.run(["prepare", "photos", "--source", str(source), "--data-dir", str(target)])
 
 
 def final_state(folder, image_shape=(28, 28, 1), num_classes=10):

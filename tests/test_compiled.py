@@ -315,6 +315,7 @@ def test_what_is_no_collective(line: str) -> None:
         (f"  all-reduce(%p), {GROUPS}", "expected NAME = TYPE"),
         (f"  %a = f32[4] 3 all-reduce(%p), {GROUPS}", "more than a type"),
         ("  %a = (f32[4], u32[], token[]) send(%p, %p), channel_id=1", "a send without"),
+        (f"  %a = ((f32[4])) all-gather-start(%p), {GROUPS}", "without results"),
     ],
 )
 def test_what_cannot_be_parsed_is_refused(line: str, words: str) -> None:

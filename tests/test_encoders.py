@@ -1,4 +1,4 @@
-"""Encoders: their sizes, what training and evaluation change, and what is refused."""
+"""Encoders: their sizes, what training and evaluation change, rematerialisation, refusals."""
 
 import functools
 from dataclasses import replace
@@ -8,14 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
+from instahide_jax.config import from_json, to_json
 from instahide_jax.encoders import (
+    Bert,
     ConvNet,
     EncoderConfig,
     LeNet5,
     ResNet,
     ResNet18,
     Variables,
+    ViT,
     WideResNet,
     make_model,
     num_parameters,
@@ -28,21 +32,22 @@ SMALL = {
     "published": (ResNet(blocks=(1, 1), width=2), 4),
     "standard": (ResNet(blocks=(1, 1), width=2, form="standard", stem="imagenet"), 4),
     "wide": (WideResNet(depth=10, widen=1, dropout=0.5), 64),
+    "vit": (ViT(patch_size=8, width=8, depth=1, num_heads=2, mlp_width=12, dropout=0.5), 8),
 }
+WITHOUT_STATISTICS = ("lenet", "vit")
 SHAPE = (16, 16, 3)
 IMAGES = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
 
 
 @functools.cache
-def _model(name, dtype="float32"):
-    config = SMALL[name][0]
-    return make_model(replace(config, dtype=dtype), SHAPE, 10)
+def _model(name, **settings):
+    return make_model(replace(SMALL[name][0], **settings), SHAPE, 10)
 
 
 @functools.cache
-def _made(name, dtype="float32"):
+def _made(name, **settings):
     """What one compiled program makes of a model: outputs, statistics and gradients."""
-    model = _model(name, dtype)
+    model = _model(name, **settings)
 
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def make(variables, images, dropout_key):
@@ -63,11 +68,17 @@ def _made(name, dtype="float32"):
             "gradients": gradients,
         }
 
-    return make, jax.jit(model.init)(jax.random.key(1))
+    return make
 
 
-def _call(name, dtype="float32", images=IMAGES, stats=None, dropout=2):
-    make, variables = _made(name, dtype)
+@functools.cache
+def _variables(name):
+    """Initial ones; neither dtype nor remat changes them."""
+    return jax.jit(_model(name).init)(jax.random.key(1))
+
+
+def _call(name, images=IMAGES, stats=None, dropout=2, **settings):
+    make, variables = _made(name, **settings), _variables(name)
     variables = variables if stats is None else variables._replace(stats=stats)
     return make(variables, images, jax.random.key(dropout)), variables
 
@@ -121,14 +132,16 @@ def test_features_logits_and_gradients(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(made))
     assert jax.tree.structure(made["gradients"]) == jax.tree.structure(variables.params)
-    assert min(float(jnp.abs(g).max()) for g in jax.tree.leaves(made["gradients"])) > 0
+    for path, gradient in jax.tree_util.tree_leaves_with_path(made["gradients"]):
+        # Of the keys' bias all gradients cancel in the softmax.
+        assert jnp.abs(gradient).max() > 0 or "['key']['bias']" in jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_statistics_change_in_training_only(name):
     made, variables = _call(name)
     assert sum(_differ(made["kept"], variables.stats)) == 0
-    if name == "lenet":
+    if name in WITHOUT_STATISTICS:
         assert jax.tree.leaves(variables.stats) == []
         return
     assert min(_differ(made["stats"], variables.stats)) > 0
@@ -159,7 +172,8 @@ def test_dropout_in_training_only():
 
 
 def test_bfloat16_computes_in_it_with_parameters_in_float32():
-    made, variables = _call("convnet", "bfloat16")
+    made, _ = _call("convnet", dtype="bfloat16")
+    variables = jax.eval_shape(_model("convnet", dtype="bfloat16").init, jax.random.key(1))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     exact = _call("convnet")[0]["eval"]
     error = float(jnp.abs(made["eval"] - exact).max() / jnp.abs(exact).max())
@@ -175,6 +189,98 @@ def test_init_is_a_function_of_the_key():
     assert max(_differ(a, c)) > 0
 
 
+# Rematerialisation
+
+
+@pytest.mark.parametrize("name", ["standard", "wide", "vit"])
+def test_remat_changes_nothing(name):
+    """Outputs, dropout, statistics and gradients; BatchNorm in a block is updated once."""
+    plain, again = _call(name)[0], _call(name, remat=True)[0]
+    assert jax.tree.structure(plain) == jax.tree.structure(again)
+    for part in plain:
+        scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain[part]) or [1])
+        for a, b in zip(*map(jax.tree.leaves, (plain[part], again[part])), strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6 * scale)
+    if name in ("wide", "vit"):
+        other = _call(name, dropout=3, remat=True)[0]
+        assert float(jnp.abs(other["train"] - again["train"]).max()) > 1e-3
+
+
+REMAT = jax.make_jaxpr(jax.checkpoint(jnp.sin))(0.0).eqns[0].primitive.name
+DEEP = {
+    "published": (ResNet(blocks=(2, 2), width=4), 4, 1),
+    "standard": (ResNet(blocks=(2, 2), width=4, form="standard"), 4, 1),
+    "wide": (WideResNet(depth=16, widen=1, dropout=0.5), 6, 1),
+    "vit": (ViT(patch_size=4, width=16, depth=4, num_heads=2, mlp_width=64, dropout=0.5), 4, 1),
+    "bert": (Bert(vocab_size=9, hidden=16, layers=4, heads=2, intermediate=64, output="cls"), 4, 0),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_remat_repeats_whole_blocks_and_keeps_little(name):
+    """Every block is one `remat` equation; no convolution or product of a block is outside.
+
+    Memory is counted in what the forward pass hands to the backward pass: XLA for CPUs merges the
+    repetition with the first pass.
+    """
+    config, blocks, outside = DEEP[name]
+    shape = (8,) if name == "bert" else SHAPE
+    inputs = jax.tree.map(lambda x: jnp.zeros((4, *x.shape[1:]), x.dtype), config.example(shape))
+    kept, equations = {}, {}
+    for remat in (False, True):
+        model = make_model(replace(config, remat=remat), shape, 2)
+        variables = jax.eval_shape(model.init, jax.random.key(0))
+
+        def features(params, model=model, variables=variables):
+            given = Variables(params, jax.tree.map(jnp.zeros_like, variables.stats))
+            return model.features(given, inputs, train=True, dropout_key=jax.random.key(0))
+
+        pull = jax.eval_shape(
+            lambda p, f=features: jax.vjp(f, p, has_aux=True)[1], variables.params
+        )
+        kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(pull))
+        program = jax.make_jaxpr(features)(variables.params)
+        equations[remat] = [_flat(equation) for equation in program.eqns]
+    assert sum(REMAT in names for names in equations[False]) == 0
+    assert sum(REMAT in names for names in equations[True]) == blocks
+    heavy = {"conv_general_dilated", "dot_general"}
+    assert sum(bool(names & heavy) for names in equations[False]) > outside + blocks
+    assert sum(REMAT not in n and bool(n & heavy) for n in equations[True]) == outside
+    given = num_parameters(variables.params)
+    assert kept[True] - given < 0.4 * (kept[False] - given)
+
+
+def _flat(equation):
+    """The names of an equation and of all equations inside it."""
+    names = {equation.primitive.name}
+    for inner in jaxprs_in_params(equation.params):
+        for other in inner.eqns:
+            names |= _flat(other)
+    return names
+
+
+@pytest.mark.parametrize("config", [ConvNet(), ResNet18(), Bert()])
+def test_configurations_saved_without_remat_are_read(config):
+    value = to_json(config)
+    assert value.pop("remat") is False
+    assert from_json(value) == config
+    assert from_json(to_json(SMALL["wide"][0])).remat is False
+    deep = replace(SMALL["wide"][0], remat=True)
+    assert from_json(to_json(deep)) == deep
+
+
+def test_an_encoder_of_ones_own_refuses_remat_until_it_says_that_it_can():
+    class Own(EncoderConfig):
+        pass
+
+    class Able(EncoderConfig):
+        can_remat = True
+
+    with pytest.raises(InputError, match="remat is True; Own has no blocks to recompute"):
+        Own(remat=True)
+    assert Able(remat=True).remat
+
+
 # What is refused
 
 
@@ -182,6 +288,8 @@ def test_init_is_a_function_of_the_key():
     ("make", "message"),
     [
         (lambda: ConvNet(dtype="float16"), "dtype is 'float16'; choose"),
+        (lambda: ConvNet(remat=True), "^remat is True; ConvNet has no blocks to recompute: set"),
+        (lambda: LeNet5(remat=True), "^remat is True; LeNet5 has no blocks to recompute: set it"),
         (lambda: ConvNet(widths=()), "at least one width"),
         (lambda: ConvNet(widths=(4, 0), strides=(1, 1)), r"widths is \(4, 0\)"),
         (lambda: ConvNet(widths=(4,)), r"strides is \(2, 2, 1\); give one"),

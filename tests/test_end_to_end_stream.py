@@ -18,12 +18,13 @@ from programs import (
     call,
     final_state,
     last_step,
+    prepare_photos,
     whole_checkpoints,
     without_speed,
 )
 
-from instahide_jax import cli, image_task
 from instahide_jax.config import load_config
+from instahide_jax.image_data import open_images
 
 __all__ = ["call"]  # a fixture
 STEPS = 18 * 6
@@ -32,17 +33,8 @@ RUN = ("train.py", "tiny.py:streamed", "--workdir")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Where 60 training and 12 test pictures of three classes and many sizes are prepared."""
     place = Place(tmp_path_factory.mktemp("stream"))
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 60), ("test", 12)):
-        for number in range(count):
-            folder = place.folder / "photos" / split / "abc"[number % 3]
-            folder.mkdir(parents=True, exist_ok=True)
-            pixels = rng.integers(0, 256, (12 + number % 7, 14 + number % 5, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number}.png")
-    source, target = place.folder / "photos", place.folder / "tfds"
-    cli.run(["prepare", "photos", "--source", str(source), "--data-dir", str(target)])
+    prepare_photos(place.folder)
     return place
 
 
@@ -124,5 +116,5 @@ def test_encrypted_inference_needs_data_in_memory(place, finished, call, monkeyp
 
 def test_the_order_that_grain_defines_is_part_of_the_identity(place, monkeypatch):
     monkeypatch.chdir(place.folder)
-    _, _, identities = image_task.open_data(load_config("tiny.py:streamed"))
-    assert identities[0].endswith(f" grain {version('grain')}")
+    (data,) = open_images(load_config("tiny.py:streamed"), [0]).values()
+    assert data.identities[0].endswith(f" grain {version('grain')}")

@@ -10,6 +10,9 @@ import time
 import pytest
 from launches import DEAF, FAILS, SAVES, SCRIPTS, is_gone, start_with  # noqa: F401
 
+# Launchers fork before they start a program. In this process JAX may be loaded, which warns of it.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
 
 @pytest.fixture
 def start(start_with):  # noqa: F811

@@ -8,6 +8,8 @@ import sys
 import pytest
 from launches import DEAF, FAILS, SAVES, SCRIPTS, is_gone, start_with  # noqa: F401
 
+# Launchers fork before they start a program. In this process JAX may be loaded, which warns of it.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 # As sshd does it: the command goes through a login shell, and a connection that ends closes its
 # standard input and signals nothing.
 SSH = """

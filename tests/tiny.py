@@ -111,7 +111,14 @@ class Tiny:
         take = make_take(self.experiment, self.scheme, self.mesh)
         clients = self.experiment.clients
         return make_train_step(
-            take, self.scheme, model, self.optimizer, self.mesh, clients=clients, sharding=sharding
+            take,
+            self.scheme,
+            model,
+            self.optimizer,
+            self.mesh,
+            group=self.experiment.partner_group,
+            clients=clients,
+            sharding=sharding,
         )
 
     def train(self, steps: int) -> tuple[TrainState, list[float]]:

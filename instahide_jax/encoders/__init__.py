@@ -6,6 +6,7 @@ from instahide_jax.encoders.bert_folder import from_folder
 from instahide_jax.encoders.convnet import ConvNet, LeNet5
 from instahide_jax.encoders.heads import Head, TanhHead
 from instahide_jax.encoders.resnet import ResNet, ResNet18, WideResNet
+from instahide_jax.encoders.vit import ViT
 
 __all__ = [
     "Bert",
@@ -18,6 +19,7 @@ __all__ = [
     "ResNet18",
     "TanhHead",
     "Variables",
+    "ViT",
     "WideResNet",
     "from_folder",
     "make_model",

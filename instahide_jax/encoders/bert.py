@@ -1,13 +1,14 @@
 """BERT and RoBERTa (Devlin et al. 2019; Liu et al. 2019): text encoders with post-norm blocks."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from instahide_jax.encoders.base import EncoderConfig
+from instahide_jax.encoders.layers import Attention, apply_block, layer_norm
 from instahide_jax.errors import InputError
 
 Tokens = dict[str, jax.Array]
@@ -39,11 +40,11 @@ class Bert(EncoderConfig):
         "pooled" is there a pooler among the parameters.
       dropout: rate after the embeddings and after both halves of a block, in [0, 1).
       attention_dropout: rate on the attention probabilities, in [0, 1).
-      remat: recompute the blocks' activations in the backward pass instead of keeping them; the
-        results are the same, memory no longer grows with all that a block computes.
       folder: where `encoders.bert_folder.pretrained` finds the weights to start from, a path or
         "package:NAME/FOLDER" (`folders.local_folder`); None starts from random ones.
     """
+
+    can_remat: ClassVar[bool] = True
 
     kind: Literal["bert", "roberta"] = "bert"
     vocab_size: int = 30_522
@@ -59,7 +60,6 @@ class Bert(EncoderConfig):
     output: Literal["pooled", "cls", "mean", "sequence"] = "pooled"
     dropout: float = 0.1
     attention_dropout: float = 0.1
-    remat: bool = False
     folder: str | None = None
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class Bert(EncoderConfig):
 class _Embeddings(nnx.Module):
     def __init__(self, config: Bert, rngs: nnx.Rngs):
         def table(rows: int) -> nnx.Embed:
-            init = nnx.initializers.truncated_normal(config.init_std)
+            init = _init(config)
             return nnx.Embed(
                 rows, config.hidden, dtype=config.dtype, embedding_init=init, rngs=rngs
             )
@@ -130,40 +130,16 @@ class _Embeddings(nnx.Module):
         return self.dropout(self.norm(x), rngs=key)
 
 
-class _Attention(nnx.Module):
-    def __init__(self, config: Bert, rngs: nnx.Rngs):
-        self.heads = config.heads
-        self.query, self.key, self.value, self.output = (
-            _dense(config, config.hidden, config.hidden, rngs) for _ in range(4)
-        )
-        self.dropout = nnx.Dropout(config.attention_dropout)
-
-    def __call__(self, x: jax.Array, mask: jax.Array, key: Any) -> jax.Array:
-        query, keys, value = (
-            layer(x).reshape(*x.shape[:2], self.heads, -1)
-            for layer in (self.query, self.key, self.value)
-        )
-        if self.dropout.deterministic or not self.dropout.rate:
-            mixed = jax.nn.dot_product_attention(query, keys, value, mask=mask)
-        else:
-            mixed = self._with_dropout(query, keys, value, mask, key)
-        return self.output(mixed.reshape(x.shape))
-
-    def _with_dropout(
-        self, query: jax.Array, keys: jax.Array, value: jax.Array, mask: jax.Array, key: Any
-    ) -> jax.Array:
-        """What `jax.nn.dot_product_attention` computes, which has no dropout of its own."""
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys, preferred_element_type=jnp.float32)
-        scores = scores * query.shape[-1] ** -0.5
-        # Finite, so that a row without tokens does not end in 0 / 0.
-        scores = jnp.where(mask, scores, 0.5 * jnp.finfo(jnp.float32).min)
-        probabilities = self.dropout(jax.nn.softmax(scores), rngs=key)
-        return jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)
-
-
 class _Layer(nnx.Module):
     def __init__(self, config: Bert, rngs: nnx.Rngs):
-        self.attention = _Attention(config, rngs)
+        self.attention = Attention(
+            config.hidden,
+            config.heads,
+            dropout=config.attention_dropout,
+            kernel_init=_init(config),
+            dtype=config.dtype,
+            rngs=rngs,
+        )
         self.attention_norm = _norm(config, rngs)
         self.intermediate = _dense(config, config.hidden, config.intermediate, rngs)
         self.output = _dense(config, config.intermediate, config.hidden, rngs)
@@ -193,8 +169,7 @@ class _Bert(nnx.Module):
         mask = tokens["mask"] > 0
         x = self.embeddings(tokens, keys[0])
         for layer, key in zip(self.layers, keys[1:], strict=True):
-            block = jax.checkpoint(layer) if self.config.remat else layer
-            x = block(x, mask[:, None, None, :], key)
+            x = apply_block(layer, x, mask[:, None, None, :], key, remat=self.config.remat)
         match self.config.output:
             case "sequence":
                 return x
@@ -208,19 +183,16 @@ class _Bert(nnx.Module):
 
 
 def _norm(config: Bert, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # The fast variance, E[x^2] - E[x]^2, loses digits where the mean is large.
-    return nnx.LayerNorm(
-        config.hidden,
-        epsilon=config.norm_epsilon,
-        dtype=config.dtype,
-        use_fast_variance=False,
-        rngs=rngs,
-    )
+    return layer_norm(config.hidden, config.norm_epsilon, dtype=config.dtype, rngs=rngs)
 
 
 def _dense(config: Bert, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    init = nnx.initializers.truncated_normal(config.init_std)
+    init = _init(config)
     return nnx.Linear(inputs, outputs, dtype=config.dtype, kernel_init=init, rngs=rngs)
+
+
+def _init(config: Bert) -> nnx.Initializer:
+    return nnx.initializers.truncated_normal(config.init_std)
 
 
 def _positions(config: Bert, mask: jax.Array) -> jax.Array:

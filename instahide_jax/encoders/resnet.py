@@ -1,13 +1,13 @@
 """Residual networks for images: ResNet-18 in two forms, and WideResNets."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 from flax import nnx
 
 from instahide_jax.encoders.base import EncoderConfig
-from instahide_jax.encoders.layers import conv, mean_pool, norm
+from instahide_jax.encoders.layers import apply_block, conv, mean_pool, norm
 from instahide_jax.errors import InputError
 
 _NUM_STAGES = 4
@@ -28,6 +28,8 @@ class ResNet(EncoderConfig):
       stem: "cifar" is a 3x3 convolution; "strided" one of stride 2, for a quarter of the work;
         "imagenet" a 7x7 one of stride 2 and a 3x3 max-pooling of stride 2, for 224x224.
     """
+
+    can_remat: ClassVar[bool] = True
 
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     width: int = 64
@@ -93,6 +95,7 @@ class _ResNet(nnx.Module):
     def __init__(self, config: ResNet, channels: int, rngs: nnx.Rngs):
         dtype = config.dtype
         block = _PreActivationBlock if config.form == "published" else _PostActivationBlock
+        self.remat = config.remat
         self.pool_stem = config.stem == "imagenet"
         size, stride = {"cifar": (3, 1), "strided": (3, 2), "imagenet": (7, 2)}[config.stem]
         self.stem = conv(channels, config.width, size, stride=stride, dtype=dtype, rngs=rngs)
@@ -112,7 +115,7 @@ class _ResNet(nnx.Module):
         if self.pool_stem:
             x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for block in self.blocks:
-            x = block(x)
+            x = apply_block(block, x, remat=self.remat)
         return mean_pool(x)
 
 
@@ -125,6 +128,8 @@ class WideResNet(EncoderConfig):
       widen: factor on the stage widths 16, 32, 64.
       dropout: rate between the two convolutions of a block, in [0, 1).
     """
+
+    can_remat: ClassVar[bool] = True
 
     depth: int = 28
     widen: int = 6
@@ -156,16 +161,17 @@ class _WideBlock(nnx.Module):
         if self.has_shortcut:
             self.shortcut = conv(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, rngs: Any) -> jax.Array:
+    def __call__(self, x: jax.Array, key: Any) -> jax.Array:
         activated = nnx.relu(self.norm1(x))
         y = nnx.relu(self.norm2(self.conv1(activated)))
-        y = self.conv2(self.dropout(y, rngs=rngs))
+        y = self.conv2(self.dropout(y, rngs=key))
         return y + (self.shortcut(activated) if self.has_shortcut else x)
 
 
 class _WideResNet(nnx.Module):
     def __init__(self, config: WideResNet, channels: int, rngs: nnx.Rngs):
         dtype = config.dtype
+        self.remat = config.remat
         self.stem = conv(channels, 16, 3, dtype=dtype, rngs=rngs)
         blocks = []
         inputs = 16
@@ -181,5 +187,6 @@ class _WideResNet(nnx.Module):
     def __call__(self, x: jax.Array, rngs: Any = None) -> jax.Array:
         x = self.stem(x)
         for block in self.blocks:
-            x = block(x, rngs)
+            key = None if rngs is None else rngs.dropout()
+            x = apply_block(block, x, key, remat=self.remat)
         return mean_pool(nnx.relu(self.norm(x)))
