@@ -25,8 +25,9 @@ from programs import (
 from instahide_jax import read_secret
 from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.errors import STOPPED
+from instahide_jax.image_data import open_images
 from instahide_jax.metrics import read_metrics
-from instahide_jax.run import read_experiment
+from instahide_jax.run import read_experiment, run_secret
 
 __all__ = ["call"]  # a fixture
 STEPS = 90
@@ -227,9 +228,13 @@ def test_secret_is_nowhere_but_in_its_file(place, finished, scored):
     folder, out, err = finished
     secret_file = folder.with_name("finished.secret")
     secret = read_secret(secret_file)
+    experiment = read_experiment(folder)
+    identities = open_images(experiment, [0])[0].identities
+    used = run_secret(folder, experiment, identities, secret_file)
     mark = bytes.fromhex(json.loads((folder / "run.json").read_text())["fingerprint"])
-    spellings = _spellings(secret.key) | _spellings(secret.run(mark).key)
-    assert len(spellings) > 40
+    keys = [secret.key, used.key, secret.run(mark).key]
+    spellings = set().union(*(_spellings(key) for key in keys))
+    assert len(spellings) > 60
     texts = _snapshot(folder) | {"output": "\n".join((out, err, *scored)).encode()}
     assert len(texts) > 20
     for name, content in texts.items():
@@ -292,7 +297,7 @@ def test_scoring_wrongly_is_one_line(arguments, message, finished, call, tmp_pat
         shutil.copy(finished[0] / name, empty)
     other = shutil.copytree(empty, tmp_path / "other")
     described = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps(described | {"data": "0"}))
+    (other / "run.json").write_text(json.dumps(described | {"data": ["0"]}))
     names = {"RUN": str(finished[0]), "EMPTY_RUN": str(empty), "OTHER_DATA": str(other)}
     code, _, err = call("eval", *(names.get(a, a) for a in arguments))
     assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", err), err
