@@ -195,23 +195,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("hide", "steps", "partners")
-    parser.add_argument("parts", nargs="*", choices=parts, default=parts, metavar="PART")
-    arguments = parser.parse_args()
+    choices = ("all", "hide", "steps", "partners")
+    parser.add_argument("parts", nargs="*", choices=choices, default="all", metavar="PART")
+    given = parser.parse_args().parts
+    parts = choices[1:] if "all" in given else given
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
     print(f"{platform.machine()}, {max(DEVICES)} virtual CPU devices, jax {jax.__version__}")
     too_much = {}
-    if "hide" in arguments.parts:
+    if "hide" in parts:
         print(f"\nHiding alone: {IMAGES.k} images or features mixed")
         worst = print_scaling(HIDE, BATCH, PER_DEVICE)
         print(f"\nFor comparison, without the project's own division of work; {LIMIT} is no limit")
         print_scaling(NAIVE, BATCH, PER_DEVICE, ENDS)
         too_much = {name: ratio for name, ratio in worst.items() if ratio > LIMIT}
-    if "steps" in arguments.parts:
+    if "steps" in parts:
         print("\nWhole train steps, parameters whole on every device")
         print_scaling(STEPS, STEP_BATCH, STEP_PER_DEVICE, ENDS)
-    if "partners" in arguments.parts:
+    if "partners" in parts:
         print(f"\nHiding {SIDE}x{SIDE}x3 on {max(DEVICES)} devices, per device and step")
         print_scopes(max(DEVICES))
     for name, ratio in too_much.items():
