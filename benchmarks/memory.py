@@ -14,8 +14,8 @@ with the devices. Variants, each by the configuration that is named:
 
 MiB per device: "held" are parameters, optimizer state and data; "between" is what the step needs
 beside them at its worst moment. Before it orders the operations, XLA for CPU drops the barriers
-that keep what remat computes again behind the forward pass, computes it early, and saves nothing.
-Here it is told to keep them, as XLA for accelerators does; a program that runs on a CPU lacks them.
+that keep what remat computes again apart from the forward pass, and remat saves next to nothing.
+Here it is told to keep them; a program that runs on a CPU lacks them.
 """
 
 import argparse
