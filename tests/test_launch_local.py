@@ -8,14 +8,15 @@ import sys
 import time
 
 import pytest
-from launches import DEAF, FAILS, SAVES, SCRIPTS, is_gone, start_with  # noqa: F401
+from launches import DEAF, FAILS, SAVES, SCRIPTS, is_gone, start_with
 
+__all__ = ["start_with"]  # a fixture
 # Launchers fork before they start a program. In this process JAX may be loaded, which warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 
 
 @pytest.fixture
-def start(start_with):  # noqa: F811
+def start(start_with):
     """Start a job with the local launcher."""
 
     def launch(body, *options, count=2, after=()):

@@ -6,8 +6,9 @@ import signal
 import sys
 
 import pytest
-from launches import DEAF, FAILS, SAVES, SCRIPTS, is_gone, start_with  # noqa: F401
+from launches import DEAF, FAILS, SAVES, SCRIPTS, is_gone, start_with
 
+__all__ = ["start_with"]  # a fixture
 # Launchers fork before they start a program. In this process JAX may be loaded, which warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 # As sshd does it: the command goes through a login shell, and a connection that ends closes its
@@ -22,7 +23,7 @@ sys.exit(subprocess.run(["sh", "-c", command], start_new_session=True).returncod
 
 
 @pytest.fixture
-def start(start_with, tmp_path):  # noqa: F811
+def start(start_with, tmp_path):
     """Start a job over the stand-in for ssh."""
     (tmp_path / "ssh.py").write_text(SSH)
 
