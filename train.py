@@ -231,9 +231,14 @@ def open_task(experiment: Experiment, held: range) -> Task:
             "TextExperiment"
         )
     if task.steps_per_epoch == 0:
+        size, clients = experiment.batch_size, experiment.clients
+        if clients > 1:
+            raise InputError(
+                f"batch_size is {size}, {size // clients} for each of {clients} clients, one of "
+                f"whom has fewer of the {task.num_examples} training examples; lower it"
+            )
         raise InputError(
-            f"batch_size is {experiment.batch_size}, more than the {task.num_examples} training "
-            f"examples{' of some client' * (experiment.clients > 1)}; lower it"
+            f"batch_size is {size}, more than the {task.num_examples} training examples; lower it"
         )
     return task
 

@@ -110,9 +110,11 @@ def open_texts(
     for client in held:
         own = text_part(dataset, client, 1 if own_data else experiment.clients)
         if own.public is not None and len(own.public.labels) < size:
+            alone = experiment.clients == 1
             raise InputError(
-                f"there are {len(own.public.labels)} public texts; every step takes "
-                f"batch_size={size} of them: give more, or lower batch_size"
+                f"{'there are' if alone else f'client {client} has'} {len(own.public.labels)} "
+                f"public texts; every step takes batch_size{'' if alone else '/clients'}={size} "
+                "of them: give more, or lower batch_size"
             )
         made[client] = own
     weights = "" if encoder.folder is None else weights_identity(local_folder(encoder.folder))

@@ -276,5 +276,9 @@ def test_public_texts_are_read_for_public_slots_only():
         InputError, match=r"there are 7 public texts; every step takes batch_size=8"
     ):
         open_texts(few, [0])
+    with pytest.raises(
+        InputError, match=r"client 1 has 3 public texts; every step takes batch_size/clients=4"
+    ):
+        open_texts(replace(few, clients=2, scheme=TextHide.inter(k=3)), [0, 1])
     with pytest.raises(InputError, match="num_classes is 3 but the data set has 2 classes"):
         open_task(replace(EXPERIMENT, scheme=TextHide.intra(num_classes=3)), range(1))

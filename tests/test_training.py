@@ -30,13 +30,7 @@ from instahide_jax.optimizers import (
     make_optimizer,
 )
 from instahide_jax.parallel import make_mesh
-from instahide_jax.training import (
-    Examples,
-    init_state,
-    make_keys,
-    make_train_step,
-    put_keys,
-)
+from instahide_jax.training import Examples, init_state, make_keys, make_train_step, put_keys
 
 PARTNERS = ("dataset", "batch")
 

@@ -49,6 +49,10 @@ WRONG = {
         "20, which 8 devices cannot share evenly; use 16 or 24",
     ),
     "large batch": ("CONFIG --batch-size 128", "batch_size is 128, more than the 120 training"),
+    "large batch of clients": (
+        "CONFIG --clients 2 --batch-size 128",
+        "batch_size is 128, 64 for each of 2 clients, one of whom has fewer of the 120 training",
+    ),
     "large crop": ("CONFIG --augment.size 40", "augment.size is 40, larger than"),
     "crop into padding": ("CONFIG --augment.size 30", "augment.size is 30, larger than"),
     "small images": ("CONFIG:lenet --augment.size 12", "at least 16x16"),
