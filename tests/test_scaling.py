@@ -12,7 +12,17 @@ import scaling
 
 @pytest.mark.parametrize("name", scaling.HIDE)
 def test_hiding_is_divided_among_devices(name):
-    assert scaling.to_perfect(scaling.HIDE[name], 8, 64) < scaling.LIMIT
+    ratio = scaling.to_perfect(scaling.HIDE[name], 8, 64)
+    assert 1 / scaling.LIMIT < ratio < scaling.LIMIT
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [([], ["hide", "steps", "partners"]), (["all"], ["hide", "steps", "partners"])]
+    + [([part], [part]) for part in scaling.PARTS],
+)
+def test_parts_that_are_named_or_all(words, parts):
+    assert scaling.parse(words) == parts
 
 
 def test_the_measure_shows_work_that_every_device_repeats():
