@@ -38,12 +38,12 @@ from PIL import Image
 
 from instahide_jax.data.embedded import decode_image
 from instahide_jax.data.prepare import prepare
-from instahide_jax.data.streaming import prefetch_to_device, stream_batches
+from instahide_jax.data.streaming import READ_THREADS, prefetch_to_device, stream_batches
 from instahide_jax.data.tfds_io import Split, open_split, read_example
 from instahide_jax.errors import run_main
 from instahide_jax.parallel import make_mesh, sharded
 
-THREADS = (1, 2, 4, 8, 16)
+THREADS = sorted({1, 2, 4, 8, 16, READ_THREADS})
 BATCH_SIZES = (32, 128, 256)
 HOST_BATCHES = (256, 512, 1024)
 STEPS = 12  # of a waiting time
@@ -168,7 +168,7 @@ def plain_loop(data: Set, size: int) -> Iterator[Any]:
         yield {"image": np.stack(images), "label": np.array(labels, np.int32)}
 
 
-def stream(data: Set, size: int, threads: int = 16) -> Iterator[Any]:
+def stream(data: Set, size: int, threads: int = READ_THREADS) -> Iterator[Any]:
     return stream_batches(
         data.split, batch_size=size, seed=SEED, resize=data.resize, read_threads=threads
     )
@@ -247,7 +247,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> 
 
 
 def show_costs(data: Set, size: int, seconds: float) -> Rate:
-    """Tables of one set: cost by parts, and rates by threads; the rate of most threads."""
+    """Tables of one set: cost by parts, and rates by threads; the rate of as many as are the default."""
     split, number = data.split, data.split.num_examples
     files = [split.source[i]["image"] for i in range(min(number, 256))]
     mean = np.mean([getattr(file, "nbytes", len(file)) for file in files]) / 1e3
@@ -269,7 +269,7 @@ def show_costs(data: Set, size: int, seconds: float) -> Rate:
 
     columns = ["", "images/s", "to the loop", "CPU ms/image", "cores in use"]
     table(f"Batches of {size} on the host", columns, measured())
-    return rates[f"stream, {THREADS[-1]} threads"]
+    return rates[f"stream, {READ_THREADS} threads"]
 
 
 def show_delivery(data: Set, sharding: Any, seconds: float) -> None:
@@ -291,9 +291,8 @@ def show_delivery(data: Set, sharding: Any, seconds: float) -> None:
             yield [str(size), *cells, *transfer]
 
     columns = ["batch", "images/s", "CPU ms/image", "MB", "call ms", "arrived ms"]
-    table(
-        "Batches on the device (16 threads, depth 2), and the transfer of one", columns, measured()
-    )
+    title = f"Batches on the device ({READ_THREADS} threads, depth 2), and the transfer of one"
+    table(title, columns, measured())
 
 
 def copied(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -6,18 +6,24 @@ run that resumes at step t sees what it would have seen, and nothing has to be s
 
 import collections
 import itertools
-import sys
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-import grain
+import grain.experimental
 import jax
 import numpy as np
 
 from instahide_jax.data.tfds_io import Split, read_example
 from instahide_jax.errors import InputError
 
+# More threads than cores, since some wait for storage; but not so many that they hinder each other.
+READ_THREADS = min(16, 2 * (os.cpu_count() or 1))
 _SEED_LIMIT = 2**32  # of grain's shuffle
+_FOREVER = 2**48  # steps; their parts can still be counted in 64 bits
+# One task of a thread. Handing a task over costs as much as decoding a small image.
+_ROWS_AT_A_TIME = 8
 
 
 def stream_batches(
@@ -31,7 +37,7 @@ def stream_batches(
     repeat: bool = True,
     process_index: int = 0,
     process_count: int = 1,
-    read_threads: int = 16,
+    read_threads: int = READ_THREADS,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Shuffled batches {"image": uint8 [b, resize, resize, C], "label": int32 [b]}.
 
@@ -76,14 +82,13 @@ def stream_batches(
         order = order.seed(seed).shuffle()
     order = order.repeat()  # index e * num_examples + i: place i of epoch e, itself reshuffled
 
-    def load(local: int) -> dict[str, Any]:
-        step, row = divmod(local, len(block))
+    def load(step: int, row: int) -> dict[str, Any]:
         epoch, batch = divmod(step, steps_per_epoch)
-        place = epoch * split.num_examples + batch * batch_size + block[row]
+        place = epoch * split.num_examples + batch * batch_size + row
         return _example(split, order[place], resize)
 
-    end = sys.maxsize if repeat else steps_per_epoch * len(block)
-    return _batches(load, range(start_step * len(block), end), len(block), read_threads)
+    end = _FOREVER if repeat else steps_per_epoch
+    return _batches(load, range(start_step, end), block, read_threads)
 
 
 def eval_batches(
@@ -93,7 +98,7 @@ def eval_batches(
     resize: int,
     process_index: int = 0,
     process_count: int = 1,
-    read_threads: int = 16,
+    read_threads: int = READ_THREADS,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The split once, in order: "image" and "label" as above, and "valid": bool [b].
 
@@ -106,25 +111,21 @@ def eval_batches(
     steps = -(-split.num_examples // batch_size)
     channels = split.image_shape[2] or 3
 
-    def load(local: int) -> dict[str, Any]:
-        step, row = divmod(local, len(block))
-        index = step * batch_size + block[row]
+    def load(step: int, row: int) -> dict[str, Any]:
+        index = step * batch_size + row
         if index < split.num_examples:
             return {**_example(split, index, resize), "valid": np.bool_(True)}
         image = np.zeros((resize, resize, channels), np.uint8)
         return {"image": image, "label": np.int32(0), "valid": np.bool_(False)}
 
-    return _batches(load, range(steps * len(block)), len(block), read_threads)
+    return _batches(load, range(steps), block, read_threads)
 
 
 def joined(streams: Sequence[Iterator[dict[str, np.ndarray]]]) -> Iterator[dict[str, np.ndarray]]:
     """Batches of several streams, those of each step one after the other in one batch."""
     if len(streams) == 1:
         return streams[0]
-    return (
-        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        for parts in zip(*streams, strict=True)
-    )
+    return (_together(np.concatenate, parts) for parts in zip(*streams, strict=True))
 
 
 def prefetch_to_device(
@@ -195,9 +196,30 @@ def _example(split: Split, index: int, resize: int) -> dict[str, Any]:
 
 
 def _batches(
-    load: Callable[[int], dict[str, Any]], indices: range, size: int, threads: int
+    load: Callable[[int, int], dict[str, Any]], steps: range, block: range, threads: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of `size` of the examples `load(i)`, in order, loaded by threads ahead of use."""
-    examples = grain.MapDataset.range(indices.start, indices.stop).map(load)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 2 * size))
-    return iter(examples.to_iter_dataset(options).batch(size, drop_remainder=True))
+    """Batches of the examples load(step, row) of the rows of a block, in order.
+
+    Threads load some rows at a time, and one more thread puts them together, so that a batch is
+    ready when the last one has been used.
+    """
+    parts = [block[i : i + _ROWS_AT_A_TIME] for i in range(0, len(block), _ROWS_AT_A_TIME)]
+
+    def load_part(index: int) -> dict[str, np.ndarray]:
+        step, part = divmod(index, len(parts))
+        return _together(np.stack, [load(step, row) for row in parts[part]])
+
+    indices = grain.MapDataset.range(steps.start * len(parts), steps.stop * len(parts))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, len(parts)))
+    batches = (
+        indices.map(load_part)
+        .to_iter_dataset(options)
+        .batch(len(parts), drop_remainder=True, batch_fn=partial(_together, np.concatenate))
+    )
+    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+
+
+def _together(
+    join: Callable[[list[Any]], np.ndarray], parts: Sequence[dict[str, Any]]
+) -> dict[str, np.ndarray]:
+    return {name: join([part[name] for part in parts]) for name in parts[0]}
