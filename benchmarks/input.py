@@ -247,7 +247,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> 
 
 
 def show_costs(data: Set, size: int, seconds: float) -> Rate:
-    """Tables of one set: cost by parts, and rates by threads; the rate of as many as are the default."""
+    """Tables of one set: cost by parts, and rates by threads; the rate of the default number."""
     split, number = data.split, data.split.num_examples
     files = [split.source[i]["image"] for i in range(min(number, 256))]
     mean = np.mean([getattr(file, "nbytes", len(file)) for file in files]) / 1e3
