@@ -11,6 +11,7 @@ bit for bit.
 
 import argparse
 import logging
+import os
 import sys
 import time
 from contextlib import closing
@@ -71,8 +72,7 @@ def main() -> None:
 
 def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> None:
     """The whole experiment, in this process and, if there are others, in step with them."""
-    if experiment.execution.compilation_cache is not None:  # else what the environment says
-        jax.config.update("jax_compilation_cache_dir", experiment.execution.compilation_cache)
+    keep_programs(experiment.execution.compilation_cache)
     clients, size = experiment.clients, experiment.batch_size
     mesh = make_mesh(clients)
     check_batch_size(size, mesh, clients, experiment.partner_group)
@@ -218,8 +218,28 @@ def parse_command_line(argv: list[str]) -> tuple[Experiment, argparse.Namespace]
     return experiment, known
 
 
+def keep_programs(folder: str | None) -> None:
+    """Keep compiled programs in a folder for the next start; None: do as the environment says."""
+    if folder is None:
+        return
+    if "://" not in folder:  # of other addresses JAX takes care
+        path = Path(folder).absolute()
+        there = next(place for place in (path, *path.parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise InputError(
+                f"execution.compilation_cache is {folder!r}, but {there} is no folder that can be "
+                "written; name another"
+            )
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
 def open_task(experiment: Experiment, held: range) -> Task:
     """The data of the clients of this process, loaded and checked."""
+    if experiment.client_data == "own" and len(held) > 1:
+        raise InputError(
+            f"client_data is 'own', but clients {held.start} to {held.stop - 1} are in one process "
+            "and would load the same data; start a process for each client, or use 'parts'"
+        )
     if isinstance(experiment, ImageExperiment):
         check_device_map(experiment.device_map, experiment.clients)
         task = image_task.open_task(experiment, held)

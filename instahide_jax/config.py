@@ -60,8 +60,8 @@ class Experiment:
       clients: data owners, K, who train one model together. Each has data, public data and a secret
         of its own, and `batch_size` / K rows of every step; partners are of the same owner.
       client_data: "parts" divides the data set among the clients, which simulates them; with "own"
-        the processes of each client load its own, from where the configuration says, and a pass is
-        as long as that of the smallest.
+        the processes of each client load its own, from where the configuration says (a process can
+        then have one client only), and a pass is as long as that of the smallest.
       partner_group: where partners come from the batch: the rows of a client's batch among which
         they are drawn, by default all. Groups of no more rows than a device holds (`batch_size`
         over the number of devices) need no communication.

@@ -53,6 +53,14 @@ WRONG = {
         "CONFIG --clients 2 --batch-size 128",
         "batch_size is 128, 64 for each of 2 clients, one of whom has fewer of the 120 training",
     ),
+    "clients of one process with own data": (
+        "CONFIG --clients 2 --client-data own",
+        "client_data is 'own', but clients 0 to 1 are in one process",
+    ),
+    "cache in a file": (
+        f"CONFIG --execution.compilation-cache {ROOT}/README.md/cache",
+        r"execution\.compilation_cache is .*README\.md/cache', but .*README\.md is no folder",
+    ),
     "large crop": ("CONFIG --augment.size 40", "augment.size is 40, larger than"),
     "crop into padding": ("CONFIG --augment.size 30", "augment.size is 30, larger than"),
     "small images": ("CONFIG:lenet --augment.size 12", "at least 16x16"),
