@@ -62,7 +62,8 @@ from instahide_jax.training import (
 
 def main() -> None:
     begin = time.perf_counter()
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every folder it opens
+    for name in ("absl", "asyncio"):  # Orbax logs every folder it opens, and what it raises anyway
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     check_precision()
     experiment, options = parse_command_line(sys.argv[1:])
     join(options.coordinator, options.num_processes, options.process_id, options.join_timeout)

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import shutil
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from instahide_jax.distributed import is_first, together
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, writing
 
 Tree = Any
 _log = logging.getLogger(__name__)
@@ -72,9 +73,13 @@ class Checkpoints:
           state: pytree of arrays; no keys, which are derived and never stored.
           accuracy: on the validation split, in [0, 1]; decides which checkpoint is best. None where
             it was not measured, because the run is being stopped: such a one is never the best.
+
+        Raises:
+          InputError: if the disk is full or the like, now or at the save before.
         """
         metrics = None if accuracy is None else {"accuracy": accuracy}
-        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+        with writing(self._manager.directory):
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints at hand, ascending."""
@@ -147,11 +152,14 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Wait until everything is on the disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
-        if self._lock is not None:
-            self._lock.close()
+        """Wait until everything is on the disk.
+
+        Raises:
+          InputError: as `save`.
+        """
+        with closing(self._lock) if self._lock else nullcontext(), writing(self._manager.directory):
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def _check_scores(folder: Path, mend: bool) -> None:

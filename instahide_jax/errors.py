@@ -2,11 +2,15 @@
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 # "Temporary failure, try again" of sysexits.h.
 STOPPED = os.EX_TEMPFAIL
@@ -23,6 +27,37 @@ class InputError(ValueError):
     The programs print the line and exit with code 2; a traceback is reserved for bugs. Library
     users catch it as a `ValueError`.
     """
+
+
+def machine_fault(error: BaseException | None) -> str | None:
+    """What a user mends at the machine, such as "No space left on device"; None of other errors.
+
+    TensorStore, which writes checkpoints, has no type for it and puts the number in its message.
+    """
+    if isinstance(error, OSError):
+        code = error.errno
+    else:
+        told = re.search(r"os_error_code='(\d+)'", str(error))
+        code = int(told[1]) if told else None
+    return os.strerror(code) if code in _OF_THE_MACHINE else None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within, what cannot be written because of the machine is an `InputError` that names `path`.
+
+    For a run, which the same command continues.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = None if isinstance(error, InputError) else machine_fault(error)
+        if reason is None:
+            raise
+        raise InputError(
+            f"{path} cannot be written: {reason}; what was saved before is kept: mend that, and "
+            "the same command goes on"
+        ) from error
 
 
 class Stopped(Exception):
@@ -49,11 +84,9 @@ def report(error: BaseException) -> int:
         case InputError():
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
-        case OSError() if error.errno in _OF_THE_MACHINE:
+        case OSError() if reason := machine_fault(error):
             where = f" {error.filename}" if error.filename else ""
-            print(
-                f"error: cannot write or read{where}: {error.strerror}; mend that", file=sys.stderr
-            )
+            print(f"error: cannot write or read{where}: {reason}; mend that", file=sys.stderr)
             return 2
         case Stopped():
             print(str(error), file=sys.stderr)
@@ -68,6 +101,31 @@ def report(error: BaseException) -> int:
 def run_main(main: Callable[[], None]) -> None:
     """Run a program's `main`; end as `report` says."""
     try:
-        main()
+        with _said_once():
+            main()
     except (Exception, KeyboardInterrupt) as error:
         sys.exit(report(error))
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """Leave faults of the machine in other threads to the main thread, which waits for them.
+
+    Orbax raises there what its threads met with, each of which would print a page about it. More of
+    the same reaches asyncio's loops when these have ended already.
+    """
+    in_threads, in_callbacks = threading.excepthook, sys.unraisablehook
+
+    def thread_hook(failure: Any) -> None:
+        if machine_fault(failure.exc_value) is None:
+            in_threads(failure)
+
+    def callback_hook(failure: Any) -> None:
+        if str(failure.exc_value) != "Event loop is closed":
+            in_callbacks(failure)
+
+    threading.excepthook, sys.unraisablehook = thread_hook, callback_hook
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = in_threads, in_callbacks

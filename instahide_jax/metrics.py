@@ -1,14 +1,18 @@
 """Metrics as JSON lines, in TensorBoard where it is installed, and in a progress bar."""
 
-import importlib.util
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable
+from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from instahide_jax.errors import writing
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -21,31 +25,64 @@ class MetricWriter:
     """
 
     def __init__(self, folder: Path, resume_step: int):
-        """Open the files below `folder`, dropping lines after `resume_step`."""
-        path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["step"] <= resume_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, path)
-        self._file = path.open("a", buffering=1)
-        self._board: Any = None
-        if importlib.util.find_spec("tensorboardX"):
-            from tensorboardX import SummaryWriter
+        """Open the files below `folder`, dropping lines after `resume_step`.
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step)
+        Raises:
+          InputError: here and in the methods, if the disk is full or the like.
+        """
+        self._path = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(self._path) if line["step"] <= resume_step]
+        temporary = self._path.with_suffix(".tmp")
+        with writing(self._path):
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(temporary, self._path)
+            self._file = self._path.open("a", buffering=1)
+            self._board = _Board(folder, resume_step) if find_spec("tensorboardX") else None
 
     def write(self, step: int, **values: float) -> None:
         """Write one line of values, each rounded to 6 significant digits."""
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
-        if self._board is not None:
-            for name, value in rounded.items():
-                self._board.add_scalar(name, value, step)
+        with writing(self._path):
+            self._file.write(json.dumps({"step": step, **rounded}) + "\n")
+            if self._board is not None:
+                self._board.write(step, rounded)
+
+    def close(self) -> None:
+        """Close the files."""
+        with writing(self._path), closing(self._file):
+            if self._board is not None:
+                self._board.close()
+
+
+class _Board:
+    """An event file of TensorBoard.
+
+    Not a `SummaryWriter`: on a full disk its thread ends, and whoever writes next waits for ever.
+    """
+
+    def __init__(self, folder: Path, resume_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        self._file = EventsWriter(str(folder / "tensorboard" / "events"))
+        self._event, self._scalar = Event, scalar
+        if resume_step:  # TensorBoard forgets what comes after it
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(step=resume_step + 1, session_log=start))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._write(self._event(step=step, summary=self._scalar(name, value)))
+        self._file.flush()
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._file.write_event(event)
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
 
 
 class NoWriter:

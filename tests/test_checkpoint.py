@@ -9,6 +9,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from programs import files_up_to
 
 from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.errors import InputError
@@ -178,6 +179,21 @@ def test_a_damaged_one_is_named_where_it_is_asked_for(copied, opened):
     _truncate_data(copied / "4")
     with pytest.raises(InputError, match=r"checkpoint 4 in .*copied cannot be read: "):
         opened(copied).restore(ABSTRACT, 4, ONE_DEVICE)
+
+
+def test_a_save_that_fails_is_one_line_and_costs_no_other(tmp_path, opened):
+    folder = tmp_path / "checkpoints"
+    _save(folder, {1: 0.5})
+    checkpoints = Checkpoints(folder)
+    large = {"params": {"kernel": jax.random.normal(jax.random.key(0), (512, 512))}, "step": 2}
+    with files_up_to(1 << 16):
+        checkpoints.save(2, large, 0.6)
+        message = f"{folder} cannot be written: File too large; what was saved before is kept"
+        with pytest.raises(InputError, match=message):
+            checkpoints.close()
+    del checkpoints
+    gc.collect()
+    assert opened(folder).steps() == [1]  # and the folder is no longer locked
 
 
 def test_one_process_at_a_time_saves(saved, tmp_path, opened):

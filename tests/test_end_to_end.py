@@ -16,6 +16,7 @@ from programs import (
     Place,
     assert_same_state,
     call,
+    files_up_to,
     final_state,
     last_step,
     whole_checkpoints,
@@ -205,6 +206,22 @@ def test_a_loss_that_explodes_ends_the_run_and_no_bad_checkpoint_is_kept(place, 
     if steps:
         leaves = jax.tree.leaves(final_state(folder))
         assert all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_it_goes_on(place, call):
+    folder = place.folder / "full"
+    run = (place.config, "--workdir", folder, "--encoder.widths", 4096, "--epochs", 2)
+    with files_up_to(1 << 17):  # more than the picture takes, less than a checkpoint
+        code, _, err = call("train", *run)
+    assert code == 2
+    assert "Traceback" not in err
+    message = rf"error: {folder}/checkpoints cannot be written: File too large; what was saved .*"
+    assert re.findall("error.*", err) == re.findall(message, err)
+    assert whole_checkpoints(folder) == []
+    assert last_step(folder) == 10  # a save is in the background: the next one tells of it
+    code, _, err = call("train", *run)
+    assert code == 0, err
+    assert sorted(whole_checkpoints(folder)) == [7, 10]
 
 
 # Where the secret is not

@@ -3,17 +3,20 @@
 import json
 import logging
 import re
+import time
+from contextlib import closing
 
 import pytest
+from programs import files_up_to
 
+from instahide_jax.errors import InputError
 from instahide_jax.metrics import MetricWriter, progress_bar, read_metrics
 
 
 def _write(folder, resume_step, steps):
-    writer = MetricWriter(folder, resume_step)
-    for step in steps:
-        writer.write(step, loss=step / 3)
-    writer.close()
+    with closing(MetricWriter(folder, resume_step)) as writer:
+        for step in steps:
+            writer.write(step, loss=step / 3)
     return (folder / "metrics.jsonl").read_text()
 
 
@@ -59,13 +62,32 @@ def test_no_file_has_no_lines(tmp_path):
 
 def test_tensorboard_gets_the_same_values(tmp_path):
     pytest.importorskip("tensorboardX")
-    _write(tmp_path, 0, [1])
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"loss" in events.read_bytes()
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    _write(tmp_path, 7, [8])
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, events = file.read_bytes(), []
+    while data:  # records of TFRecord files: length, its checksum, contents, their checksum
+        length = int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    assert (events[1].session_log.status, events[1].step) == (SessionLog.START, 8)  # forget later
+    (value,) = events[2].summary.value
+    assert (events[2].step, value.tag) == (8, "loss")
+    assert value.simple_value == pytest.approx(8 / 3, rel=1e-5)
+    assert abs(events[2].wall_time - time.time()) < 600
+
+
+# tensorboardX leaves its file open where the last flush fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_disk_that_fills_up_is_an_error_and_nothing_waits(tmp_path):
+    message = "metrics.jsonl cannot be written: File too large; what was saved before is kept"
+    with files_up_to(1 << 10), pytest.raises(InputError, match=message):
+        _write(tmp_path, 0, range(1_000))
 
 
 def test_metrics_do_not_need_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("instahide_jax.metrics.find_spec", lambda name: None)
     assert json.loads(_write(tmp_path, 0, [1]))["step"] == 1
     assert not (tmp_path / "tensorboard").exists()
 
