@@ -159,6 +159,19 @@ def test_a_step_that_gathers_from_all_clients_is_refused():
         check_boundary(summed.lower(rows).compile(), run.mesh, state)
 
 
+def test_of_what_has_the_size_of_a_parameter_only_sums_may_cross():
+    mesh = make_mesh(2)
+    rows = jax.device_put(np.zeros((8, 6), np.float32), jax.NamedSharding(mesh, P("client")))
+    state = {"summed": jax.ShapeDtypeStruct((6,), "f4"), "whole": jax.ShapeDtypeStruct((48,), "f4")}
+
+    def compiled(function):
+        return jax.jit(function, out_shardings=jax.NamedSharding(mesh, P())).lower(rows).compile()
+
+    check_boundary(compiled(lambda x: x.sum(axis=0)), mesh, state)
+    with pytest.raises(InputError, match=r"all-gather of f32\[8, ?6\] between clients"):
+        check_boundary(compiled(lambda x: x), mesh, state)
+
+
 def test_sharded_parameters_do_not_make_activations_cross():
     """Without the constraint in the step, XLA gathers the activations of both clients."""
     encoder = ResNet(blocks=(1, 1), width=16)
