@@ -12,6 +12,7 @@ code 1 says that a check failed.
 
 import argparse
 import json
+import math
 import os
 import random
 import re
@@ -119,14 +120,16 @@ def kills(count: int, processes: int, epochs: int, seed: int) -> bool:
         starting = place.measure("one", 1, *every)
         if starting is None or place.measure("whole", epochs, *every) is None:
             return False
-        moments = sorted(rng.sample(range(epochs * STEPS_PER_PASS * 9 // 10), count))
+        latest = epochs * STEPS_PER_PASS * 9 // 10  # a run that ends first cannot be killed
+        moments = sorted(rng.sample(range(latest), count))
         for moment in tqdm(moments, f"kills, {processes} processes"):
-            run = place.start("killed", epochs, *every)
+            step, until = moment, math.inf
             if rng.random() < 0.25:  # while it starts
-                time.sleep(rng.uniform(0.1, starting))
-            else:
-                while run.poll() is None and place.step("killed") < moment:
-                    time.sleep(0.01)
+                step, until = latest, time.monotonic() + rng.uniform(0.1, starting)
+            run = place.start("killed", epochs, *every)
+            while run.poll() is None and place.step("killed") < step and time.monotonic() < until:
+                time.sleep(0.01)
+            if until == math.inf:
                 time.sleep(rng.uniform(0, 0.2))
             if run.poll() is not None:
                 print("A run ended before its kill; try more --epochs.", file=sys.stderr)
