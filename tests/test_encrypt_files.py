@@ -7,6 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from programs import short_files
 from tiny import CLASSES, labelled, pixels
 
@@ -47,6 +48,7 @@ def compiled_once(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
     for name, value in before.items():
         jax.config.update(name, value)
+    reset_cache()  # else the folder remains in use in the tests of other modules
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -213,7 +213,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_it_goes_on(place, cal
     run = (place.config, "--workdir", folder, "--encoder.widths", 4096, "--epochs", 2)
     with files_up_to(1 << 17):  # more than the picture takes, less than a checkpoint
         code, _, err = call("train", *run)
-    assert code == 2
+    assert code == 2, err
     assert "Traceback" not in err
     message = rf"error: {folder}/checkpoints cannot be written: File too large; what was saved .*"
     assert re.findall("error.*", err) == re.findall(message, err)

@@ -103,7 +103,7 @@ def _close(a, b):
     chex.assert_trees_all_close(final_state(a).params, final_state(b).params, atol=1e-5)
     chex.assert_trees_all_close(final_state(a).stats, final_state(b).stats, atol=1e-5)
     for one, other in zip(without_speed(a), without_speed(b), strict=True):
-        assert one == pytest.approx(other, abs=1e-5)
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-5)  # they have 6 digits
 
 
 # One run, any layout
