@@ -24,6 +24,7 @@ import jax
 from instahide_jax import image_task, text_task
 from instahide_jax.arguments import parse_args
 from instahide_jax.boundary import within_boundary
+from instahide_jax.chance import LearningCheck
 from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.config import Experiment, ImageExperiment, TextExperiment, load_config
 from instahide_jax.distributed import (
@@ -38,7 +39,7 @@ from instahide_jax.encoders import make_model, num_parameters
 from instahide_jax.encoders.bert_folder import pretrained
 from instahide_jax.errors import InputError, Stopped, run_main
 from instahide_jax.metrics import MetricWriter, NoWriter, progress_bar
-from instahide_jax.optimizers import make_optimizer
+from instahide_jax.optimizers import make_optimizer, make_schedule
 from instahide_jax.parallel import (
     FAST_COMPILE,
     check_batch_size,
@@ -84,6 +85,7 @@ def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> 
     head = experiment.head if isinstance(experiment, TextExperiment) else None
     model = make_model(experiment.encoder, task.shape, task.num_outputs, head)
     optimizer = make_optimizer(experiment.optimizer, task.steps_per_epoch, total_steps)
+    learning_rate = make_schedule(experiment.optimizer, task.steps_per_epoch, total_steps)
     seed_key = jax.random.key(experiment.seed, impl="threefry2x32")  # whatever JAX's default is
     fresh = jax.eval_shape(partial(init_state, model, optimizer), seed_key)
     sharding = state_sharding(fresh, mesh, experiment.execution.shard_state)
@@ -122,6 +124,7 @@ def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> 
     samples = clients == 1 or experiment.client_data == "parts"
     request, done, losses = watch_for_stop(), start, dict[int, jax.Array]()
     since, work = time.perf_counter(), 0
+    check = LearningCheck(task.steps_per_epoch, experiment.optimizer.schedule.warmup_epochs)
     with (
         closing(checkpoints),
         closing(MetricWriter(run.folder, start) if is_first() else NoWriter()) as writer,
@@ -135,6 +138,9 @@ def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> 
             done, work = feed.step + 1, work + feed.work
             bar.update()
             losses[done] = metrics["loss"]
+            warning = check.add(done, metrics["loss"], metrics["targets"])
+            if warning is not None and is_first():
+                bar.write(f"Warning: {warning}.", file=sys.stderr)
             if done == start + 1:
                 jax.block_until_ready(metrics)
                 if is_first():
@@ -154,6 +160,9 @@ def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> 
                 rate = work / (time.perf_counter() - since)
                 since, work = time.perf_counter(), 0
                 logged: dict[str, Any] = {f"train_{name}": value for name, value in values.items()}
+                logged["gradient_norm"] = float(metrics["gradient_norm"])
+                updates = (done - 1) // experiment.optimizer.accumulate
+                logged["learning_rate"] = float(learning_rate(updates))
                 writer.write(done, **logged, **{f"{task.unit}_per_s": rate})
                 shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
                 bar.set_postfix_str(f"{shown}, {rate:,.0f} {task.unit}/s")

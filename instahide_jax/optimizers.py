@@ -155,11 +155,9 @@ class AdamW(Optimizer):
         )
 
 
-def make_optimizer(
-    config: Optimizer, steps_per_epoch: int, total_steps: int
-) -> optax.GradientTransformation:
-    """The optimizer of a run; with accumulation, one update per several steps."""
-    updates = config.accumulate  # schedules count updates, not steps
+def make_schedule(config: Optimizer, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
+    """The learning rate of a run by the number of updates done, not steps, where they differ."""
+    updates = config.accumulate
     warmup = round(config.schedule.warmup_epochs * steps_per_epoch / updates)
     rest = max(1, total_steps // updates - warmup)
     peak, schedule = config.learning_rate, config.schedule
@@ -175,7 +173,14 @@ def make_optimizer(
             after = optax.linear_schedule(peak, 0.0, rest)
         case _:
             after = optax.constant_schedule(peak)
-    rate = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def make_optimizer(
+    config: Optimizer, steps_per_epoch: int, total_steps: int
+) -> optax.GradientTransformation:
+    """The optimizer of a run; with accumulation, one update per several steps."""
+    rate = make_schedule(config, steps_per_epoch, total_steps)
     optimizer = config.transformation(rate)
     if config.clip is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optimizer)

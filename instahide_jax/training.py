@@ -11,6 +11,7 @@ from flax import struct
 from jax import lax
 from jax.sharding import Mesh
 
+from instahide_jax.chance import target_means
 from instahide_jax.encoders.base import Model, Variables
 from instahide_jax.errors import InputError
 from instahide_jax.hiding import NoHiding
@@ -161,13 +162,14 @@ def make_train_step(
     group: int | None = None,
     clients: int = 1,
     sharding: Tree | None = None,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """step(state, keys, private, public, length=None) -> (state, metrics), jitted.
 
-    The state is donated; there is one compiled program per `length`. Metrics are "loss" and, for
-    classes, "accuracy", which counts a prediction as right that equals the target's heaviest class.
-    The batch is cut along clients and devices. Sums of gradients, of batch statistics and of
-    metrics are all that goes from client to client.
+    The state is donated; there is one compiled program per `length`. Metrics are "loss";
+    "gradient_norm", of the gradients of all parameters before they are clipped; "targets", the
+    `chance.TargetMeans` of the batch; and for classes "accuracy", which counts a prediction as
+    right that equals the target's heaviest class. The batch is cut along clients and devices. Sums
+    of gradients, of batch statistics and of metrics are all that goes from client to client.
 
     Args:
       take: the examples of a step.
@@ -204,7 +206,7 @@ def make_train_step(
 
     def train_step(
         state: TrainState, keys: Keys, private: Tree, public: Tree, length: int | None = None
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    ) -> tuple[TrainState, dict[str, Any]]:
         examples = take(keys, state.step, private, public, length)
         dropout_key, head_key = (
             jax.random.fold_in(jax.random.fold_in(keys.seed, purpose), state.step)
@@ -228,7 +230,11 @@ def make_train_step(
             gradients = lax.with_sharding_constraint(gradients, sharding.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss}
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.tree.norm(gradients),
+            "targets": target_means(targets),
+        }
         if targets.ndim == 2:
             metrics["accuracy"] = (outputs.argmax(axis=1) == targets.argmax(axis=1)).mean()
         return TrainState(params, stats, opt_state, state.step + 1), metrics

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from instahide_jax.encoders import Head, TanhHead
+from instahide_jax.encoders.initialisation import PYTORCH
 
 FEATURES = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
 
@@ -13,7 +14,7 @@ FEATURES = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_published_head_applies_one_layer_repeatedly(repeats):
     head = TanhHead(repeats=repeats)
-    params = head.init(jax.random.key(1), 6, 3)
+    params = head.init(jax.random.key(1), 6, 3, PYTORCH)
     assert {name: p.shape for name, p in params.items()} == {
         "shared_kernel": (6, 6),
         "shared_bias": (6,),
@@ -21,7 +22,8 @@ def test_published_head_applies_one_layer_repeatedly(repeats):
         "bias": (3,),
     }
     assert not np.array_equal(params["shared_kernel"][:, :3], params["kernel"])
-    params["shared_bias"] = params["shared_bias"] + 0.25
+    params["bias"] = jnp.zeros(3)
+    params["shared_bias"] = jnp.full(6, 0.25)
     expected = FEATURES
     for _ in range(repeats):
         expected = np.tanh(expected @ np.asarray(params["shared_kernel"]) + 0.25)
@@ -33,7 +35,7 @@ def test_published_head_applies_one_layer_repeatedly(repeats):
 
 @pytest.mark.parametrize("kind", [Head, TanhHead])
 def test_dropout_drops_in_training_and_keeps_the_mean(kind):
-    params = kind().init(jax.random.key(0), 6, 3)
+    params = kind().init(jax.random.key(0), 6, 3, PYTORCH)
     head = kind(dropout=0.4)
     plain = kind().apply(params, FEATURES)
     np.testing.assert_array_equal(head.apply(params, FEATURES), plain)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from instahide_jax.encoders.heads import Head
+from instahide_jax.encoders.initialisation import PYTORCH, LayerInit
 from instahide_jax.errors import InputError
 
 Tree = Any  # a pytree of arrays
@@ -44,6 +45,11 @@ class EncoderConfig:
             raise InputError(
                 f"remat is True; {type(self).__name__} has no blocks to recompute: set it to False"
             )
+
+    @property
+    def head_init(self) -> LayerInit:
+        """How the layers of the head on top begin; PyTorch's default where nothing else is said."""
+        return PYTORCH
 
     def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
         """An NNX module that maps inputs to features [B, width].
@@ -128,7 +134,7 @@ def make_model(
         params, stats = nnx.state(module, nnx.Param), nnx.state(module, nnx.BatchStat)
         variables = Variables({"encoder": params}, stats)
         features, _ = jax.eval_shape(lambda v, x: forward(v, x, False, None), variables, example)
-        head_params = head.init(head_key, features.shape[-1], num_outputs)
+        head_params = head.init(head_key, features.shape[-1], num_outputs, config.head_init)
         return Variables({"encoder": params, "head": head_params}, stats)
 
     def features(

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from instahide_jax.encoders.base import EncoderConfig
-from instahide_jax.encoders.layers import Attention, apply_block, layer_norm
+from instahide_jax.encoders.initialisation import LayerInit, truncated_normal
+from instahide_jax.encoders.layers import Attention, apply_block, dense, layer_norm
 from instahide_jax.errors import InputError
 
 Tokens = dict[str, jax.Array]
@@ -34,7 +35,8 @@ class Bert(EncoderConfig):
       token_types: rows of the token type embedding.
       norm_epsilon: of the layer normalisations.
       padding_idx: position of padding in RoBERTa; BERT ignores it.
-      init_std: standard deviation of the truncated normal that initialises kernels and embeddings.
+      init_std: standard deviation of the truncated normal that initialises kernels, embeddings and
+        the head.
       output: "pooled", tanh of a dense layer on the first token [B, hidden]; "cls", the first token
         [B, hidden]; "mean" over the tokens [B, hidden]; "sequence" [B, L, hidden]. Only with
         "pooled" is there a pooler among the parameters.
@@ -93,6 +95,10 @@ class Bert(EncoderConfig):
                 raise InputError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
 
     @property
+    def head_init(self) -> LayerInit:
+        return truncated_normal(self.init_std)
+
+    @property
     def max_length(self) -> int:
         """The longest sequence, in tokens with [CLS] and [SEP]."""
         return self.positions - (self.padding_idx + 1 if self.kind == "roberta" else 0)
@@ -112,7 +118,7 @@ class Bert(EncoderConfig):
 class _Embeddings(nnx.Module):
     def __init__(self, config: Bert, rngs: nnx.Rngs):
         def table(rows: int) -> nnx.Embed:
-            init = _init(config)
+            init = config.head_init.kernel
             return nnx.Embed(
                 rows, config.hidden, dtype=config.dtype, embedding_init=init, rngs=rngs
             )
@@ -136,7 +142,7 @@ class _Layer(nnx.Module):
             config.hidden,
             config.heads,
             dropout=config.attention_dropout,
-            kernel_init=_init(config),
+            init=config.head_init,
             dtype=config.dtype,
             rngs=rngs,
         )
@@ -187,12 +193,7 @@ def _norm(config: Bert, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 def _dense(config: Bert, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    init = _init(config)
-    return nnx.Linear(inputs, outputs, dtype=config.dtype, kernel_init=init, rngs=rngs)
-
-
-def _init(config: Bert) -> nnx.Initializer:
-    return nnx.initializers.truncated_normal(config.init_std)
+    return dense(inputs, outputs, init=config.head_init, dtype=config.dtype, rngs=rngs)
 
 
 def _positions(config: Bert, mask: jax.Array) -> jax.Array:

@@ -7,7 +7,8 @@ import jax
 from flax import nnx
 
 from instahide_jax.encoders.base import EncoderConfig
-from instahide_jax.encoders.layers import conv, mean_pool, norm
+from instahide_jax.encoders.initialisation import PYTORCH
+from instahide_jax.encoders.layers import conv, dense, mean_pool, norm
 from instahide_jax.errors import InputError
 
 
@@ -40,7 +41,7 @@ class _ConvNet(nnx.Module):
         inputs = (channels, *config.widths[:-1])
         self.convs = nnx.List(
             [
-                conv(i, o, 3, stride=stride, dtype=config.dtype, rngs=rngs)
+                conv(i, o, 3, stride=stride, init=PYTORCH, dtype=config.dtype, rngs=rngs)
                 for i, o, stride in zip(inputs, config.widths, config.strides, strict=True)
             ]
         )
@@ -68,11 +69,21 @@ class LeNet5(EncoderConfig):
 class _LeNet5(nnx.Module):
     def __init__(self, config: LeNet5, shape: tuple[int, ...], rngs: nnx.Rngs):
         settings: dict[str, Any] = {"dtype": config.dtype, "rngs": rngs}
-        self.conv1 = nnx.Conv(shape[2], 6, (5, 5), padding="VALID", **settings)
-        self.conv2 = nnx.Conv(6, 16, (5, 5), padding="VALID", **settings)
+        self.conv1, self.conv2 = (
+            nnx.Conv(
+                inputs,
+                outputs,
+                (5, 5),
+                padding="VALID",
+                kernel_init=PYTORCH.kernel,
+                bias_init=PYTORCH.bias(25 * inputs),
+                **settings,
+            )
+            for inputs, outputs in ((shape[2], 6), (6, 16))
+        )
         height, width = (((side - 4) // 2 - 4) // 2 for side in shape[:2])
-        self.dense1 = nnx.Linear(height * width * 16, 120, **settings)
-        self.dense2 = nnx.Linear(120, 84, **settings)
+        self.dense1 = dense(height * width * 16, 120, init=PYTORCH, **settings)
+        self.dense2 = dense(120, 84, init=PYTORCH, **settings)
 
     def __call__(self, x: jax.Array, rngs: Any = None) -> jax.Array:
         x = nnx.max_pool(nnx.relu(self.conv1(x)), (2, 2), (2, 2))

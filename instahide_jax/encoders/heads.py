@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from instahide_jax.encoders.initialisation import LayerInit
 from instahide_jax.errors import InputError
 
 Params = dict[str, jax.Array]
@@ -25,12 +26,19 @@ class Head:
         if not 0 <= self.dropout < 1:
             raise InputError(f"head.dropout is {self.dropout}; it must lie in [0, 1)")
 
-    def init(self, key: jax.Array, width: int, num_outputs: int) -> Params:
-        """Parameters for features [..., width]; float32."""
-        kernel_init = jax.nn.initializers.lecun_normal()
+    def init(self, key: jax.Array, width: int, num_outputs: int, init: LayerInit) -> Params:
+        """Parameters for features [..., width]; float32.
+
+        Args:
+          key: typed key [].
+          width: of the features.
+          num_outputs: of the last layer.
+          init: of all layers, the encoder's `head_init`.
+        """
+        kernel_key, bias_key = jax.random.split(key)
         return {
-            "kernel": kernel_init(key, (width, num_outputs), jnp.float32),
-            "bias": jnp.zeros((num_outputs,), jnp.float32),
+            "kernel": init.kernel(kernel_key, (width, num_outputs), jnp.float32),
+            "bias": init.bias(width)(bias_key, (num_outputs,), jnp.float32),
         }
 
     def apply(self, params: Params, features: jax.Array, dropout_key: Any = None) -> jax.Array:
@@ -63,10 +71,10 @@ class TanhHead(Head):
         if self.repeats < 1:
             raise InputError(f"head.repeats is {self.repeats}; it must be at least 1")
 
-    def init(self, key: jax.Array, width: int, num_outputs: int) -> Params:
+    def init(self, key: jax.Array, width: int, num_outputs: int, init: LayerInit) -> Params:
         shared_key, key = jax.random.split(key)
-        shared = super().init(shared_key, width, width)
-        linear = super().init(key, width, num_outputs)
+        shared = super().init(shared_key, width, width, init)
+        linear = super().init(key, width, num_outputs, init)
         return {"shared_kernel": shared["kernel"], "shared_bias": shared["bias"], **linear}
 
     def apply(self, params: Params, features: jax.Array, dropout_key: Any = None) -> jax.Array:

@@ -6,13 +6,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# Batch normalisation follows and rescales every convolution, so only the spread of the gradients
-# matters: variance 2 / fan_out (He et al. 2015, section 2.2).
-_CONV_INIT = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+from instahide_jax.encoders.initialisation import LayerInit
 
 
 def conv(
-    inputs: int, outputs: int, size: int, *, stride: int = 1, dtype: str, rngs: nnx.Rngs
+    inputs: int,
+    outputs: int,
+    size: int,
+    *,
+    stride: int = 1,
+    init: LayerInit,
+    dtype: str,
+    rngs: nnx.Rngs,
 ) -> nnx.Conv:
     """A square convolution without bias, padded as in PyTorch: by (size - 1) / 2 on every side."""
     pad = (size - 1) // 2
@@ -23,7 +28,19 @@ def conv(
         strides=(stride, stride),
         padding=((pad, pad), (pad, pad)),
         use_bias=False,
-        kernel_init=_CONV_INIT,
+        kernel_init=init.kernel,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def dense(inputs: int, outputs: int, *, init: LayerInit, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:
+    """A dense layer with a bias."""
+    return nnx.Linear(
+        inputs,
+        outputs,
+        kernel_init=init.kernel,
+        bias_init=init.bias(inputs),
         dtype=dtype,
         rngs=rngs,
     )
@@ -58,14 +75,13 @@ class Attention(nnx.Module):
         heads: int,
         *,
         dropout: float = 0.0,
-        kernel_init: nnx.Initializer,
+        init: LayerInit,
         dtype: str,
         rngs: nnx.Rngs,
     ):
         self.heads = heads
         self.query, self.key, self.value, self.output = (
-            nnx.Linear(width, width, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
-            for _ in range(4)
+            dense(width, width, init=init, dtype=dtype, rngs=rngs) for _ in range(4)
         )
         self.dropout = nnx.Dropout(dropout)
 

@@ -7,6 +7,12 @@ import jax
 from flax import nnx
 
 from instahide_jax.encoders.base import EncoderConfig
+from instahide_jax.encoders.initialisation import (
+    HE_FAN_OUT,
+    PYTORCH,
+    PYTORCH_ZERO_BIAS,
+    LayerInit,
+)
 from instahide_jax.encoders.layers import apply_block, conv, mean_pool, norm
 from instahide_jax.errors import InputError
 
@@ -57,14 +63,18 @@ def ResNet18(**settings: Any) -> ResNet:  # named as the architecture
 
 
 class _PostActivationBlock(nnx.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int, dtype: str, rngs: nnx.Rngs):
-        self.conv1 = conv(inputs, outputs, 3, stride=stride, dtype=dtype, rngs=rngs)
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, init: LayerInit, dtype: str, rngs: nnx.Rngs
+    ):
+        self.conv1 = conv(inputs, outputs, 3, stride=stride, init=init, dtype=dtype, rngs=rngs)
         self.norm1 = norm(outputs, dtype=dtype, rngs=rngs)
-        self.conv2 = conv(outputs, outputs, 3, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(outputs, outputs, 3, init=init, dtype=dtype, rngs=rngs)
         self.norm2 = norm(outputs, dtype=dtype, rngs=rngs)
         self.has_shortcut = inputs != outputs or stride != 1
         if self.has_shortcut:
-            self.shortcut = conv(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs)
+            self.shortcut = conv(
+                inputs, outputs, 1, stride=stride, init=init, dtype=dtype, rngs=rngs
+            )
             self.shortcut_norm = norm(outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -76,14 +86,18 @@ class _PostActivationBlock(nnx.Module):
 class _PreActivationBlock(nnx.Module):
     """Normalise, activate, convolve, twice; where the shape changes, the shortcut is activated."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, dtype: str, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, init: LayerInit, dtype: str, rngs: nnx.Rngs
+    ):
         self.norm1 = norm(inputs, dtype=dtype, rngs=rngs)
-        self.conv1 = conv(inputs, outputs, 3, stride=stride, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(inputs, outputs, 3, stride=stride, init=init, dtype=dtype, rngs=rngs)
         self.norm2 = norm(outputs, dtype=dtype, rngs=rngs)
-        self.conv2 = conv(outputs, outputs, 3, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(outputs, outputs, 3, init=init, dtype=dtype, rngs=rngs)
         self.has_shortcut = inputs != outputs or stride != 1
         if self.has_shortcut:
-            self.shortcut = conv(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs)
+            self.shortcut = conv(
+                inputs, outputs, 1, stride=stride, init=init, dtype=dtype, rngs=rngs
+            )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         activated = nnx.relu(self.norm1(x))
@@ -94,11 +108,14 @@ class _PreActivationBlock(nnx.Module):
 class _ResNet(nnx.Module):
     def __init__(self, config: ResNet, channels: int, rngs: nnx.Rngs):
         dtype = config.dtype
+        init = HE_FAN_OUT if (config.form, config.stem) == ("standard", "imagenet") else PYTORCH
         block = _PreActivationBlock if config.form == "published" else _PostActivationBlock
         self.remat = config.remat
         self.pool_stem = config.stem == "imagenet"
         size, stride = {"cifar": (3, 1), "strided": (3, 2), "imagenet": (7, 2)}[config.stem]
-        self.stem = conv(channels, config.width, size, stride=stride, dtype=dtype, rngs=rngs)
+        self.stem = conv(
+            channels, config.width, size, stride=stride, init=init, dtype=dtype, rngs=rngs
+        )
         self.stem_norm = norm(config.width, dtype=dtype, rngs=rngs)
         blocks: list[nnx.Module] = []
         inputs = config.width
@@ -106,7 +123,7 @@ class _ResNet(nnx.Module):
             outputs = config.width * 2**stage
             for i in range(count):
                 stride = 2 if stage and not i else 1
-                blocks.append(block(inputs, outputs, stride, dtype, rngs))
+                blocks.append(block(inputs, outputs, stride, init, dtype, rngs))
                 inputs = outputs
         self.blocks = nnx.List(blocks)
 
@@ -135,6 +152,10 @@ class WideResNet(EncoderConfig):
     widen: int = 6
     dropout: float = 0.0
 
+    @property
+    def head_init(self) -> LayerInit:
+        return PYTORCH_ZERO_BIAS
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.depth < 10 or (self.depth - 4) % 6:
@@ -153,13 +174,17 @@ class _WideBlock(nnx.Module):
         self, inputs: int, outputs: int, stride: int, dropout: float, dtype: str, rngs: nnx.Rngs
     ):
         self.norm1 = norm(inputs, dtype=dtype, rngs=rngs)
-        self.conv1 = conv(inputs, outputs, 3, stride=stride, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(
+            inputs, outputs, 3, stride=stride, init=HE_FAN_OUT, dtype=dtype, rngs=rngs
+        )
         self.norm2 = norm(outputs, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
-        self.conv2 = conv(outputs, outputs, 3, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(outputs, outputs, 3, init=HE_FAN_OUT, dtype=dtype, rngs=rngs)
         self.has_shortcut = inputs != outputs or stride != 1
         if self.has_shortcut:
-            self.shortcut = conv(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs)
+            self.shortcut = conv(
+                inputs, outputs, 1, stride=stride, init=HE_FAN_OUT, dtype=dtype, rngs=rngs
+            )
 
     def __call__(self, x: jax.Array, key: Any) -> jax.Array:
         activated = nnx.relu(self.norm1(x))
@@ -172,7 +197,7 @@ class _WideResNet(nnx.Module):
     def __init__(self, config: WideResNet, channels: int, rngs: nnx.Rngs):
         dtype = config.dtype
         self.remat = config.remat
-        self.stem = conv(channels, 16, 3, dtype=dtype, rngs=rngs)
+        self.stem = conv(channels, 16, 3, init=HE_FAN_OUT, dtype=dtype, rngs=rngs)
         blocks = []
         inputs = 16
         for stage in range(3):

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from instahide_jax.encoders.base import EncoderConfig
-from instahide_jax.encoders.layers import Attention, apply_block, layer_norm
+from instahide_jax.encoders.initialisation import GLOROT, GLOROT_MLP, LECUN, ZERO, LayerInit
+from instahide_jax.encoders.layers import Attention, apply_block, dense, layer_norm
 from instahide_jax.errors import InputError
 
 _NORM_EPSILON = 1e-6
 _POSITION_STD = 0.02
-# Uniform with variance 2 / (fan_in + fan_out), as in the published code (Glorot and Bengio 2010).
-_KERNEL_INIT = nnx.initializers.xavier_uniform()
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,10 @@ class ViT(EncoderConfig):
     mlp_width: int = 3072
     dropout: float = 0.0
     pooling: Literal["cls", "mean"] = "cls"
+
+    @property
+    def head_init(self) -> LayerInit:
+        return ZERO
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,12 +94,10 @@ class _Block(nnx.Module):
     def __init__(self, config: ViT, rngs: nnx.Rngs):
         dtype, width = config.dtype, config.width
         self.attention_norm = layer_norm(width, _NORM_EPSILON, dtype=dtype, rngs=rngs)
-        self.attention = Attention(
-            width, config.num_heads, kernel_init=_KERNEL_INIT, dtype=dtype, rngs=rngs
-        )
+        self.attention = Attention(width, config.num_heads, init=GLOROT, dtype=dtype, rngs=rngs)
         self.mlp_norm = layer_norm(width, _NORM_EPSILON, dtype=dtype, rngs=rngs)
         self.dense1, self.dense2 = (
-            nnx.Linear(i, o, dtype=dtype, kernel_init=_KERNEL_INIT, rngs=rngs)
+            dense(i, o, init=GLOROT_MLP, dtype=dtype, rngs=rngs)
             for i, o in ((width, config.mlp_width), (config.mlp_width, width))
         )
         self.dropout = nnx.Dropout(config.dropout)
@@ -119,6 +120,8 @@ class _ViT(nnx.Module):
             patch,
             strides=patch,
             padding="VALID",
+            kernel_init=LECUN.kernel,
+            bias_init=LECUN.bias(shape[2] * config.patch_size**2),
             dtype=config.dtype,
             rngs=rngs,
         )
