@@ -28,7 +28,12 @@ from instahide_jax.encoders import Bert, Model, Variables, make_model
 from instahide_jax.encoders.bert_folder import check_new_folder, save_folder
 from instahide_jax.errors import InputError, run_main
 from instahide_jax.image_data import open_images
-from instahide_jax.image_evaluation import encrypted_accuracies, evaluate_split, make_evaluate
+from instahide_jax.image_evaluation import (
+    EncryptedScore,
+    encrypted_accuracies,
+    evaluate_split,
+    make_evaluate,
+)
 from instahide_jax.instahide import InstaHide
 from instahide_jax.optimizers import make_optimizer
 from instahide_jax.parallel import replicated
@@ -140,7 +145,7 @@ def score_images(arguments: Arguments, experiment: ImageExperiment) -> None:
     variables = Variables(state.params, state.stats)
     loss, right, count = evaluate_split(evaluate, variables, dataset.test, experiment)
     accuracy = right / count
-    encrypted: dict[int, float] = {}
+    encrypted: dict[int, EncryptedScore] = {}
     if isinstance(asked, InstaHide) and arguments.encryptions:
         assert isinstance(dataset.train, Arrays)
         assert isinstance(dataset.test, Arrays)
@@ -159,13 +164,21 @@ def score_images(arguments: Arguments, experiment: ImageExperiment) -> None:
     announce(arguments, state, f"{int(count):,} test images")
     error = (accuracy * (1 - accuracy) / count) ** 0.5
     print(f"  plain images                accuracy {accuracy:.4f} +- {error:.4f}")
-    for encryptions, averaged in encrypted.items():
-        print(f"  encrypted, mean over T={encryptions:<3d}  accuracy {averaged:.4f}")
+    for encryptions, score in encrypted.items():
+        print(
+            f"  encrypted, mean over T={encryptions:<3d}  accuracy {score.network:.4f}   "
+            f"oracle {score.oracle:.4f}"
+        )
+    if encrypted:
+        print(
+            "  The oracle knows what is mixed: where it fails, the method fails, not the network."
+        )
     values = {
         "test_images": int(count),
         "plain_accuracy": accuracy,
         "plain_loss": loss / count,
-        "encrypted_accuracy": {str(count): accuracy for count, accuracy in encrypted.items()},
+        "encrypted_accuracy": {str(count): score.network for count, score in encrypted.items()},
+        "oracle_accuracy": {str(count): score.oracle for count, score in encrypted.items()},
         "min_own_coefficient": arguments.min_own_coefficient,
         "key": "fresh" if arguments.insecure_seed is None else arguments.insecure_seed,
     }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +119,20 @@ def plain_batches(
         }
 
 
+class EncryptedScore(NamedTuple):
+    """Accuracies of predictions averaged over encryptions, each in [0, 1].
+
+    Attributes:
+      network: of the network's predictions.
+      oracle: of a predictor that knows the labels and coefficients of the private images in every
+        encryption, the most that a network can learn to read. It is wrong where the images mixed
+        in outweigh the image asked about, so what it lacks is the method's and not the network's.
+    """
+
+    network: float
+    oracle: float
+
+
 def encrypted_accuracies(
     experiment: ImageExperiment,
     scheme: InstaHide,
@@ -129,7 +143,7 @@ def encrypted_accuracies(
     owners: Arrays,
     public_pool: np.ndarray | None,
     counts: Sequence[int],
-) -> dict[int, float]:
+) -> dict[int, EncryptedScore]:
     """Accuracy of predictions averaged over T encryptions of every test image, per T in `counts`.
 
     The owner of the data asks about an image without showing it (Huang et al. 2020, section 3.3):
@@ -161,7 +175,7 @@ def encrypted_accuracies(
     @jax.jit
     def probabilities(
         variables: Variables, key: SecretKey, table: Any, candidates: Any, pool: Any, batch: Any
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, jax.Array]:
         rows = batch["row"]
         images = centre(experiment.augment, batch["image"])
         hidden = scheme.hide_inputs(
@@ -173,10 +187,12 @@ def encrypted_accuracies(
             partners=table[rows % size],
         )
         features, _ = model.features(variables, hidden["image"], train=False)
-        return jax.nn.softmax(model.logits(variables.params, features))
+        true = hidden["label"] / hidden["label"].sum(axis=1, keepdims=True)
+        return jax.nn.softmax(model.logits(variables.params, features)), true
 
-    total = np.zeros((len(test.labels), scheme.num_classes or 0))
-    accuracies = {}
+    # Probabilities summed over encryptions: the network's and the true ones.
+    totals = np.zeros((2, len(test.labels), scheme.num_classes or 0))
+    scores = {}
     for t in progress(range(max(counts)), "encrypted inference", max(counts), " encryptions"):
         key_t = key.fold_in(np.uint32(t))
         table = partners(key_t)
@@ -186,7 +202,8 @@ def encrypted_accuracies(
             made = probabilities(
                 variables, key_t, table, candidates, pool, batch | {"row": numbers}
             )
-            total[numbers[valid]] += np.asarray(made)[valid]
+            totals[:, numbers[valid]] += np.stack(made)[:, valid]
         if t + 1 in counts:
-            accuracies[t + 1] = float((total.argmax(axis=1) == test.labels).mean())
-    return accuracies
+            right = (totals.argmax(axis=2) == test.labels).mean(axis=1)
+            scores[t + 1] = EncryptedScore(*map(float, right))
+    return scores

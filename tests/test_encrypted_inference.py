@@ -35,7 +35,7 @@ def _arrays(first, count):
 
 @pytest.fixture
 def ask(monkeypatch):
-    """(accuracies, coefficients [encryption, test image, pixel]) under a scheme."""
+    """(scores, coefficients [encryption, test image, pixel]) under a scheme."""
     monkeypatch.setattr(image_evaluation, "EVAL_BATCH", EVAL_BATCH)
 
     def run(scheme, counts):
@@ -50,7 +50,7 @@ def ask(monkeypatch):
         model = Model(None, features, lambda params, features: features @ params)
         pool = _images(TEST + OWNERS, PUBLIC) if scheme.num_public else None
         with jax.debug_key_reuse(False):  # the batches of a pass share a key, rows differ
-            accuracies = image_evaluation.encrypted_accuracies(
+            scores = image_evaluation.encrypted_accuracies(
                 EXPERIMENT,
                 scheme,
                 model,
@@ -64,7 +64,7 @@ def ask(monkeypatch):
             jax.effects_barrier()
         batches = -(-TEST // EVAL_BATCH)
         coefficients = np.stack(seen).reshape(-1, batches * EVAL_BATCH, PIXELS)
-        return accuracies, coefficients[:, :TEST]
+        return scores, coefficients[:, :TEST]
 
     return run
 
@@ -75,13 +75,26 @@ def _right(probabilities):
 
 
 def test_predictions_are_averaged(ask):
-    accuracies, coefficients = ask(INSIDE, range(1, 9))
+    scores, coefficients = ask(INSIDE, range(1, 9))
     assert coefficients.shape == (8, TEST, PIXELS)
     alone = np.asarray(jax.nn.softmax(coefficients @ KERNEL))
     averaged = _right(np.cumsum(alone, axis=0))
-    assert list(accuracies.values()) == pytest.approx(averaged)
+    assert [score.network for score in scores.values()] == pytest.approx(averaged)
     assert sum(a != b for a, b in zip(averaged, _right(alone), strict=True)) > 3
-    assert ask(INSIDE, (5, 2))[0] == pytest.approx({2: averaged[1], 5: averaged[4]})
+    asked = {count: score.network for count, score in ask(INSIDE, (5, 2))[0].items()}
+    assert asked == pytest.approx({2: averaged[1], 5: averaged[4]})
+
+
+@pytest.mark.parametrize("scheme", [INSIDE, CROSS], ids=["inside", "cross"])
+def test_the_oracle_reads_labels_and_coefficients_of_the_private_images(ask, scheme):
+    """Of public images it knows nothing, and every encryption counts alike."""
+    scores, coefficients = ask(scheme, range(1, 9))
+    private = coefficients[..., : TEST + OWNERS]
+    labels = np.concatenate([np.arange(TEST), np.arange(OWNERS)]) % CLASSES
+    true = (private / private.sum(axis=2, keepdims=True)) @ np.eye(CLASSES)[labels]
+    expected = _right(np.cumsum(true, axis=0))
+    assert [score.oracle for score in scores.values()] == pytest.approx(expected)
+    assert expected[0] < expected[-1]
 
 
 @pytest.mark.parametrize("scheme", [INSIDE, CROSS], ids=["inside", "cross"])

@@ -74,13 +74,28 @@ def test_a_run_leaves_what_it_promises(finished):
     lines = read_metrics(folder / "metrics.jsonl")
     trained = [line for line in lines if "train_loss" in line]
     assert [line["step"] for line in trained] == list(range(1, STEPS + 1))
-    assert all({"train_loss", "train_accuracy", "images_per_s"} < set(line) for line in trained)
+    written = {"train_loss", "train_accuracy", "images_per_s", "gradient_norm", "learning_rate"}
+    assert all(set(line) == written | {"step"} for line in trained)
+    assert {line["learning_rate"] for line in trained} == {0.05}
+    assert all(line["gradient_norm"] > 0 for line in trained)
     validated = [line["step"] for line in lines if "validation_accuracy" in line]
     assert validated == [*range(7, STEPS, 7), STEPS]
     assert json.loads((folder / "run.json").read_text())["secret"].startswith("256 bits")
     assert read_experiment(folder).batch_size == 24
     secret_file = folder.with_name("finished.secret")
     assert secret_file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("rate", "warned"), [("1e-9", True), ("0.05", False)])
+def test_a_run_that_does_not_learn_says_so(rate, warned, place, call, tmp_path):
+    settings = ("--optimizer.learning-rate", rate, "--epochs", "41", "--save-every", "205")
+    code, _, err = call(
+        "train", f"{place.config}:vanilla", "--workdir", tmp_path / "run", *settings
+    )
+    assert code == 0, err
+    found = re.findall(r"Warning: after 200 steps the training loss is [^\n]*\n", err)
+    assert len(found) == warned
+    assert ("Warning" in err) == warned
 
 
 def test_score_is_printed_and_written(finished, scored):
@@ -92,6 +107,9 @@ def test_score_is_printed_and_written(finished, scored):
     for count, accuracy in values["encrypted_accuracy"].items():
         assert re.search(rf"T={count} +accuracy {accuracy:.4f}", out)
         assert 0 <= accuracy <= 1
+        oracle = values["oracle_accuracy"][count]
+        assert f"accuracy {accuracy:.4f}   oracle {oracle:.4f}" in out
+    assert 0.2 < values["oracle_accuracy"]["1"] < values["oracle_accuracy"]["5"]
 
 
 def test_the_best_checkpoint_is_scored_where_asked_for(finished, call, tmp_path):

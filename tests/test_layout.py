@@ -21,7 +21,7 @@ PROGRAMS = [
 
 # From the bottom up; a module imports from lower layers, or from its own where that is no circle.
 LAYERS = [
-    ["errors", "folders", "metrics", "scores", "device_groups", "distributed"],
+    ["errors", "folders", "metrics", "scores", "device_groups", "distributed", "chance"],
     ["prng", "secret", "arguments", "parallel", "placement", "compiled", "boundary", "pictures"],
     ["coefficients", "data"],
     ["encoders", "optimizers", "mixing", "hiding"],
