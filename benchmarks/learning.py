@@ -1,0 +1,66 @@
+"""Whether the published recipe of InstaHide trains, on a narrow ResNet-18 and real images.
+
+    python benchmarks/learning.py [--width 16] [--steps 300] [--dtypes float32 bfloat16]
+
+Runs `train.py configs/cifar10.py:inside` (SGD 0.1, no warm-up) on the prepared CIFAR-10 for one
+epoch per dtype and compares the training loss with that of guessing, ln 10 = 2.303. Exit code 1
+says that the mean loss of the last 50 of the steps is not 0.08 below it. With an initialisation
+that does not suit the recipe the loss stays at 2.29 to 2.30.
+"""
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from instahide_jax.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+MARGIN = 0.08
+MEAN_OVER = 50
+STEPS_PER_EPOCH = 375  # 48,000 training images in batches of 128
+
+
+def losses(width: int, dtype: str, folder: Path) -> np.ndarray:
+    """The training loss of every step of one epoch."""
+    command = [
+        *(sys.executable, str(ROOT / "train.py"), str(ROOT / "configs/cifar10.py:inside")),
+        *("--workdir", str(folder), "--epochs", "1", "--log-every", "1"),
+        *("--encoder.width", str(width), "--encoder.dtype", dtype),
+    ]
+    subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ)
+    lines = read_metrics(folder / "metrics.jsonl")
+    return np.array([line["train_loss"] for line in lines if "train_loss" in line])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--width", type=int, default=16, help="channels of the first stage")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    given = parser.parse_args()
+    if not MEAN_OVER <= given.steps <= STEPS_PER_EPOCH:
+        parser.error(f"--steps is {given.steps}; it must lie in [{MEAN_OVER}, {STEPS_PER_EPOCH}]")
+    ends = [*range(100, given.steps, 100), given.steps]
+    print(f"| mean loss of {MEAN_OVER} steps up to | {' | '.join(map(str, ends))} |")
+    print(f"|---|{'---|' * len(ends)}")
+    good = True
+    for dtype in given.dtypes:
+        with tempfile.TemporaryDirectory() as temporary:
+            found = losses(given.width, dtype, Path(temporary) / "run")
+        means = [float(found[max(0, end - MEAN_OVER) : end].mean()) for end in ends]
+        print(f"| {dtype} | {' | '.join(f'{mean:.3f}' for mean in means)} |", flush=True)
+        good &= means[-1] < math.log(10) - MARGIN
+    print(f"Guessing loses {math.log(10):.3f}; the bar is {math.log(10) - MARGIN:.3f}.")
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
