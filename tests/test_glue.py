@@ -295,10 +295,11 @@ def test_equal_files_give_equal_records(tmp_path: Path) -> None:
 def test_a_prepared_task_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare_module, "_has_tensorflow", lambda: False)
     root = tmp_path / "tfds"
-    prepare("glue/sst2", write(tmp_path / "source", TINY["sst2"]), root)
+    source = write(tmp_path / "source", TINY["sst2"])
+    prepare("glue/sst2", source, root)
     before = digests(root)
-    for source in (tmp_path / "nowhere", None):
-        again = prepare("glue/sst2", source, root)
+    for same in (source, zipped(tmp_path / "s.zip", TINY["sst2"], "SST-2"), None):
+        again = prepare("glue/sst2", same, root)
         assert not again.built
         assert str(again).startswith("already prepared: glue/sst2 2.0.0 (train 2, validation 1, ")
     assert digests(root) == before
