@@ -99,7 +99,7 @@ class EncryptArguments:
     data_dir: str | None = None
     """The TFDS folder. Default: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     size: int | None = None
-    """Side in pixels to which a folder's images are resized; needed where their sizes differ."""
+    """Side in pixels to which images are scaled and cropped; needed where their sizes differ."""
     batch_size: int = 1024
     """Encryptions made at once; bounds the memory."""
 

@@ -407,7 +407,7 @@ def test_bad_folders_and_outputs_are_refused(photos: Path, tmp_path: Path) -> No
         build_public_pool(tmp_path / "nowhere", out, SMALL)
     with pytest.raises(InputError, match=r"holds no photos \(\.jpeg"):
         build_public_pool(photos, out, PoolParameters(exclude=("*",)))
-    with pytest.raises(InputError, match=r"--out must end in \.npy, got .*p\.png"):
+    with pytest.raises(InputError, match=r"--out is .*p\.png; it must end in \.npy"):
         build_public_pool(photos, tmp_path / "p.png", SMALL)
 
 

@@ -223,7 +223,9 @@ def _download(name: str, root: Path, overwrite: bool) -> Prepared:
     try:
         builder = _official_download(name, root)
     except ValueError as error:
-        raise InputError(f"TFDS cannot build {name!r}: {error}") from error
+        raise InputError(
+            f"TFDS cannot build {name!r}: {error}; name another configuration or version, or none"
+        ) from error
     path = Path(builder.data_dir)
     if is_there(path) and not overwrite:
         return already(path)

@@ -119,7 +119,7 @@ def build_public_pool(
     """
     keypoints = _keypoint_counter()
     if out.suffix != ".npy":
-        raise InputError(f"--out must end in .npy, got {out}")
+        raise InputError(f"--out is {out}; it must end in .npy")
     if not out.exists() or (overwrite and not out.with_suffix(".json").exists()):
         check_outputs(out)
     photos = _find_photos(source, parameters)
@@ -201,7 +201,7 @@ def _keypoint_counter() -> Callable[[np.ndarray], int]:
 
 def _find_photos(source: Path, parameters: PoolParameters) -> list[_Photo]:
     if not source.is_dir():
-        raise InputError(f"--source {source} is no folder")
+        raise InputError(f"--source {source} is no folder; give a folder of photographs")
     paths = {
         path.relative_to(source).as_posix(): path
         for path in source.rglob("*")
@@ -213,7 +213,10 @@ def _find_photos(source: Path, parameters: PoolParameters) -> list[_Photo]:
         if not any(fnmatch.fnmatch(name, pattern) for pattern in parameters.exclude)
     )
     if not names:
-        raise InputError(f"{source} holds no photos ({', '.join(PHOTO_SUFFIXES)})")
+        raise InputError(
+            f"{source} holds no photos ({', '.join(PHOTO_SUFFIXES)}), or --exclude leaves none; "
+            "give another --source or fewer patterns"
+        )
     return [
         _Photo(
             paths[name],

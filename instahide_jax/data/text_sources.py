@@ -273,7 +273,8 @@ class TextData:
             if others.class_names != texts.class_names:
                 raise InputError(
                     f"the training texts have classes {texts.class_names}, those of the {name} set "
-                    f"{others.class_names}; they must be alike: set class_names for both"
+                    f"{others.class_names}; they must be the same in the same order: set the "
+                    "class_names of tables (TableText)"
                 )
             if (others.second is None) != (texts.second is None):
                 raise InputError(
