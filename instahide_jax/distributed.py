@@ -127,7 +127,9 @@ def _check_free(coordinator: str) -> None:
         try:
             taken = probe.connect_ex((host, int(port))) == 0
         except (OSError, OverflowError) as error:
-            raise InputError(f"--coordinator is {coordinator}: {error}; name this host") from None
+            raise InputError(
+                f"--coordinator is {coordinator}: {error}; name this host, and a port below 65536"
+            ) from None
     if taken:
         raise InputError(f"another job listens at {coordinator}; give another port")
 

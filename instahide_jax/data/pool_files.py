@@ -206,7 +206,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"cannot read {path}: {error}; remove it and the pool beside it, and build it anew"
+            f"cannot read {path}: {error}; build the pool anew with --overwrite"
         ) from error
     return content if isinstance(content, dict) else {}
 

@@ -103,7 +103,10 @@ def build_or_compare(
     """
     if is_there(path) and not overwrite:
         return _compare(path, content, source)
-    result = run_builder(make, path, content, quiet=True)
+    try:
+        result = run_builder(make, path, content, quiet=True)
+    except InputError as error:
+        raise InputError(f"{error}; free space, or choose another --data-dir") from error
     if result.sizes != content.sizes:
         raise RuntimeError(f"wrote {result.sizes} examples of {content.sizes}")
     return replace(result, notes=notes)
