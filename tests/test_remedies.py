@@ -7,8 +7,11 @@ it:
 """
 
 import functools
+import inspect
 import os
+import re
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -20,8 +23,10 @@ import remedies_runs
 import remedies_schemes
 import remedies_texts
 import remedies_weights
-from remedies import CASES, Site, followed, sites
+from remedies import CASES, ROOT, Site, followed, sites
 from remedies_not_followed import NOT_FOLLOWED
+
+from instahide_jax import cli
 
 __all__ = [  # imported for the cases in them
     "remedies_commands",
@@ -78,3 +83,20 @@ def reason(site: Site) -> str | None:
         if site.file == file and fragment in site.text:
             return why
     return None
+
+
+def test_options_and_fields_that_messages_name_exist() -> None:
+    import eval as eval_program
+    import train
+
+    texts = "\n".join(site.text for site in sites())
+    known = set(re.findall(r'"(--[a-z-]+)"', inspect.getsource(train)))
+    for arguments in (eval_program.Arguments, *(c.arguments for c in cli.COMMANDS.values())):
+        known |= {f"--{field.name.replace('_', '-')}" for field in fields(arguments)}
+    for script in (ROOT / "scripts").glob("*.py"):
+        known |= set(re.findall(r'"(--[a-z-]+)"', script.read_text(encoding="utf-8")))
+    of_pip = {"--no-deps", "--help"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", texts)) <= known | of_pip
+    source = "\n".join(path.read_text() for path in (ROOT / "instahide_jax").rglob("*.py"))
+    for name in re.findall(r"\b([a-z_]+)=(?:True|False|None)\b", texts):
+        assert re.search(rf"^    {name}: [\w| ]+ = ", source, re.MULTILINE), name
