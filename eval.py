@@ -91,7 +91,9 @@ def main() -> None:
         try:
             import_module(module)
         except ImportError as error:
-            raise InputError(f"--imports {module}: {error}; is it installed?") from error
+            raise InputError(
+                f"--imports {module}: {error}; install it, or set PYTHONPATH to its folder"
+            ) from error
     experiment = read_experiment(arguments.run)
     if not 0 <= arguments.client < experiment.clients:
         raise InputError(
@@ -114,7 +116,12 @@ def restore(arguments: Arguments, experiment: Experiment, model: Model) -> Train
     steps = checkpoints.steps()
     newest = arguments.checkpoint == "newest" and steps
     step = max(steps) if newest else checkpoints.best_step()
-    return checkpoints.restore(abstract, step, replicated(local_mesh()))
+    try:
+        return checkpoints.restore(abstract, step, replicated(local_mesh()))
+    except InputError as error:
+        raise InputError(
+            f"{error}; start the training again, which goes on from the one before it"
+        ) from error
 
 
 def score_images(arguments: Arguments, experiment: ImageExperiment) -> None:

@@ -147,7 +147,7 @@ class Checkpoints:
         if steps:
             raise InputError(
                 f"none of the checkpoints {steps} in {self._manager.directory} can be read; "
-                "start anew in another folder"
+                "start anew in another --workdir"
             )
         return None
 

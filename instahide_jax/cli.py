@@ -32,6 +32,9 @@ class PrepareArguments:
     data set, which needs TensorFlow: pip install -e '.[tfds]'."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The TFDS folder. Default: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    overwrite: bool = False
+    """Build a data set anew that is there already, as from files that have changed. The old one
+    stays until the new one is whole."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class PublicPoolArguments:
     """3 for colour, 1 for gray."""
     exclude: tuple[str, ...] = ()
     """Patterns of files to leave out, such as 'abstract/*' (paths relative to the source)."""
+    overwrite: bool = False
+    """Build a pool anew that is there already. The old one stays until the new one is whole."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class EncryptArguments:
     data_dir: str | None = None
     """The TFDS folder. Default: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     size: int | None = None
-    """Side in pixels to which a folder's images are resized; needed where their sizes differ."""
+    """Side in pixels to which images are scaled and cropped; needed where their sizes differ."""
     batch_size: int = 1024
     """Encryptions made at once; bounds the memory."""
 
@@ -106,7 +111,7 @@ def prepare_command(arguments: PrepareArguments) -> None:
     # Imported here, as by every command: TFDS takes a second that `--help` need not wait for.
     from instahide_jax.data.prepare import prepare
 
-    print(prepare(arguments.name, arguments.source, arguments.data_dir))
+    print(prepare(arguments.name, arguments.source, arguments.data_dir, arguments.overwrite))
 
 
 def public_pool_command(arguments: PublicPoolArguments) -> None:
@@ -123,7 +128,7 @@ def public_pool_command(arguments: PublicPoolArguments) -> None:
         exclude=arguments.exclude,
     )
     source, out = arguments.source.expanduser(), arguments.out.expanduser()
-    print(build_public_pool(source, out, parameters))
+    print(build_public_pool(source, out, parameters, arguments.overwrite))
 
 
 @dataclass(frozen=True)

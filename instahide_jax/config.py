@@ -218,8 +218,11 @@ def load_config(reference: str) -> Experiment:
     path_text, _, variant = reference.partition(":")
     path = Path(path_text)
     if not path.is_file():
-        known = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
-        raise InputError(f"config {path_text} does not exist{_nearest(path_text, known)}")
+        folder = path if path.is_dir() else path.parent
+        known = [str(p) for p in sorted(folder.glob("*.py"))] if folder.is_dir() else []
+        what = "is no file" if path.exists() else "does not exist"
+        remedy = _nearest(path_text, known) or "; name a file such as configs/mnist5k.py"
+        raise InputError(f"config {path_text} {what}{remedy}")
     functions = variants(path)
     if (variant or "default") not in functions:
         raise InputError(
@@ -312,19 +315,24 @@ def from_json(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     fields = {name: from_json(item) for name, item in value.items() if name != "class"}
+    unreadable = "the saved configuration cannot be read"
+    remedy = "use the version of instahide-jax that wrote it, or train anew"
+    if not isinstance(value.get("class"), str):
+        raise InputError(f"{unreadable}: an entry names no class; {remedy}")
+    module, _, name = value["class"].partition(":")
+    # Importing is running: a run folder from elsewhere must not choose what is imported.
+    if module.partition(".")[0] != __package__ and module not in sys.modules:
+        raise InputError(
+            f"{unreadable}: class {name} is of {module}; if you trust that module, pass "
+            f"--imports {module}"
+        )
     try:
-        module, _, name = value["class"].partition(":")
-        # Importing is running: a run folder from elsewhere must not choose what is imported.
-        if module.partition(".")[0] != __package__ and module not in sys.modules:
-            raise ImportError(
-                f"class {name} is of {module}; if you trust that module, pass --imports {module}"
-            )
         kind = getattr(importlib.import_module(module), name)
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
             raise TypeError(f"{name} is no configuration class")
         return kind(**fields)
-    except (KeyError, ImportError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"the saved configuration cannot be read: {error}") from None
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{unreadable}: {error}; {remedy}") from None
 
 
 def what_it_is(config: Experiment) -> Any:

@@ -77,7 +77,10 @@ def join(
         there = jax.process_count()  # starts the backend, which waits for the others too
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"the job at {coordinator} cannot be joined: {reason}") from error
+        raise InputError(
+            f"the job at {coordinator} cannot be joined: {reason}; start all processes with one "
+            "--coordinator, which every host can reach"
+        ) from error
     finally:
         alarm.cancel()
     if num_processes is not None and there != num_processes:
@@ -101,7 +104,9 @@ def _check_alone() -> None:
 def _check_numbers(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
     if coordinator == AUTO:
         if num_processes is not None or process_id is not None:
-            raise InputError("--coordinator auto finds --num-processes and --process-id; leave out")
+            raise InputError(
+                "--coordinator auto finds --num-processes and --process-id; leave them out"
+            )
         return
     if not re.fullmatch(r"\S+:\d{1,5}", coordinator):
         raise InputError(f"--coordinator is {coordinator!r}; give HOST:PORT, or 'auto'")
@@ -122,7 +127,9 @@ def _check_free(coordinator: str) -> None:
         try:
             taken = probe.connect_ex((host, int(port))) == 0
         except (OSError, OverflowError) as error:
-            raise InputError(f"--coordinator is {coordinator}: {error}; name this host") from None
+            raise InputError(
+                f"--coordinator is {coordinator}: {error}; name this host, and a port below 65536"
+            ) from None
     if taken:
         raise InputError(f"another job listens at {coordinator}; give another port")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instahide_jax.config import to_json
-from instahide_jax.data.embedded import Arrays, arrays_from_npz
+from instahide_jax.data.embedded import Arrays, arrays_from_npz, resized
 from instahide_jax.data.image_folder import arrays_from_folder
 from instahide_jax.data.public_pool import load_public_pool
 from instahide_jax.data.sources import measure_statistics
@@ -46,9 +46,10 @@ def encrypt(arguments: "EncryptArguments") -> None:
     scheme = scheme.for_data(data.num_classes, *measure_statistics(data.images))
     pool = None
     if arguments.public_pool is not None and not scheme.num_public:
+        other = "raise --k" if arguments.mode == "cross" else "choose --mode cross"
         raise InputError(
             f"--public-pool is given, but {arguments.mode} with k={scheme.k} mixes private images "
-            "only; leave it out, or choose --mode cross"
+            f"only; leave it out, or {other}"
         )
     if scheme.num_public:
         if arguments.public_pool is None:
@@ -86,15 +87,22 @@ def encrypt(arguments: "EncryptArguments") -> None:
 def _load(arguments: "EncryptArguments") -> Arrays:
     path = Path(arguments.source).expanduser()
     if path.suffix == ".npz":
-        _check_options(arguments, "a .npz file", ())
-        return arrays_from_npz(path)
+        _check_options(arguments, "a .npz file", ("size",))
+        arrays = arrays_from_npz(path)
+        return arrays if arguments.size is None else resized(arrays, arguments.size)
     if path.is_dir():
         _check_options(arguments, "a folder", ("size",))
         return arrays_from_folder(path, arguments.size)
+    if path.exists():
+        raise InputError(
+            f"{path} is neither a folder nor a .npz file; give a TFDS name, a .npz file "
+            "(numpy.savez) or a folder"
+        )
     if not is_name(arguments.source):
         raise InputError(f"{path} does not exist; give a TFDS name, a .npz file or a folder")
-    _check_options(arguments, "a TFDS name", ("split", "data_dir"))
-    return load_arrays(arguments.source, arguments.split or "train", arguments.data_dir)
+    _check_options(arguments, "a TFDS name", ("split", "data_dir", "size"))
+    split = arguments.split or "train"
+    return load_arrays(arguments.source, split, arguments.data_dir, arguments.size)
 
 
 def _check_options(arguments: "EncryptArguments", kind: str, taken: tuple[str, ...]) -> None:

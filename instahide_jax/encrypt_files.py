@@ -129,7 +129,7 @@ def _check_data(
     if len(images) < scheme.private_slots:
         raise InputError(
             f"{scheme.private_slots} private images are to be mixed but there are {len(images)}; "
-            "lower k"
+            "give more, or lower k"
         )
     row = {name: values[:1] for name, values in data.items()}
     mixed_in = {name: values[: scheme.num_partners] for name, values in data.items()}

@@ -19,7 +19,9 @@ def local_folder(name: str | Path) -> Path:
     if kind != "package" or not colon:
         return Path(name)
     package, _, below = rest.partition("/")
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if not package.isidentifier():
+        raise InputError(f"{name} names no package; write package:NAME/FOLDER")
+    found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise InputError(
             f"{name}: the package {package} is not installed; install it without what it depends "

@@ -64,7 +64,9 @@ def open_images(experiment: ImageExperiment, held: Iterable[int]) -> dict[int, C
         pool, dataset, identity = experiment.public_pool.load(dataset, shape)
     streamed = not isinstance(dataset.train, Arrays)
     if streamed and experiment.partners == "dataset" and experiment.scheme.num_partners:
-        raise InputError("partners 'dataset' needs data in memory; a stream needs 'batch'")
+        raise InputError(
+            "partners 'dataset' needs data in memory; set partners to 'batch' for a stream"
+        )
     # Row keys of a stream are those of positions in an order that a version of grain defines.
     order = f" grain {version('grain')}" if streamed else ""
     shared_by = experiment.clients if experiment.client_data == "parts" else 1
@@ -74,7 +76,7 @@ def open_images(experiment: ImageExperiment, held: Iterable[int]) -> dict[int, C
         if own_pool is not None and len(own_pool) < experiment.scheme.num_public:
             raise InputError(
                 f"the public pool has {len(own_pool)} images; every mixture needs "
-                f"{experiment.scheme.num_public} distinct ones"
+                f"{experiment.scheme.num_public} distinct ones: give more, or lower scheme.k"
             )
         made[client] = ClientImages(own, own_pool, [own.identity + order, identity])
     return made

@@ -264,7 +264,7 @@ def _check(
     if public_pool is not None and public_pool.shape[0] < scheme.num_public:
         raise InputError(
             f"public_pool has {public_pool.shape[0]} images; every mixture needs "
-            f"{scheme.num_public} distinct ones"
+            f"{scheme.num_public} distinct ones: give more, or lower k"
         )
     num_candidates = candidates["image"].shape[0]
     if partners is None and num_candidates < scheme.private_slots:

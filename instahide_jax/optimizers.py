@@ -20,7 +20,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs < math.inf:
-            raise InputError(f"warmup_epochs is {self.warmup_epochs}; it must be at least 0")
+            raise InputError(
+                f"warmup_epochs is {self.warmup_epochs}; it must be at least 0 and finite"
+            )
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class StepDecay(Schedule):
                 f"warmup_epochs={self.warmup_epochs}"
             )
         if not 0 < self.factor < math.inf:
-            raise InputError(f"factor is {self.factor}; it must be above 0")
+            raise InputError(f"factor is {self.factor}; it must be above 0 and finite")
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,13 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"learning_rate is {self.learning_rate}; it must be above 0")
+            raise InputError(
+                f"learning_rate is {self.learning_rate}; it must be above 0 and finite"
+            )
         if self.accumulate < 1:
             raise InputError(f"accumulate is {self.accumulate}; it must be at least 1")
         if self.clip is not None and not 0 < self.clip < math.inf:
-            raise InputError(f"clip is {self.clip}; it must be above 0, or None")
+            raise InputError(f"clip is {self.clip}; it must be above 0 and finite, or None")
 
     def transformation(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """Updates from gradients under the learning rates of a schedule."""
@@ -108,7 +112,9 @@ class Sgd(Optimizer):
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum is {self.momentum}; it must lie in [0, 1)")
         if not 0 <= self.weight_decay < math.inf:
-            raise InputError(f"weight_decay is {self.weight_decay}; it must be at least 0")
+            raise InputError(
+                f"weight_decay is {self.weight_decay}; it must be at least 0 and finite"
+            )
 
     def transformation(self, rate: optax.Schedule) -> optax.GradientTransformation:
         return optax.chain(
@@ -145,9 +151,11 @@ class AdamW(Optimizer):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
         if not 0 < self.epsilon < math.inf:
-            raise InputError(f"epsilon is {self.epsilon}; it must be above 0")
+            raise InputError(f"epsilon is {self.epsilon}; it must be above 0 and finite")
         if not 0 <= self.weight_decay < math.inf:
-            raise InputError(f"weight_decay is {self.weight_decay}; it must be at least 0")
+            raise InputError(
+                f"weight_decay is {self.weight_decay}; it must be at least 0 and finite"
+            )
 
     def transformation(self, rate: optax.Schedule) -> optax.GradientTransformation:
         return optax.adamw(

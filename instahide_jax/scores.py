@@ -48,7 +48,10 @@ def _score(name: str, labels: np.ndarray, outputs: np.ndarray) -> float:
     takes_classes, function = METRICS[name]
     rank, shape = (2, "[N, classes]") if takes_classes else (1, "[N]")
     if outputs.ndim != rank:
-        raise InputError(f"{name} takes outputs of shape {shape}, not {outputs.shape}")
+        raise InputError(
+            f"{name} takes outputs of shape {shape}, not {outputs.shape}; choose metrics for "
+            f"{'numbers' if takes_classes else 'classes'}"
+        )
     if labels.shape != outputs.shape[:1]:
         raise InputError(
             f"labels have shape {labels.shape}, outputs {outputs.shape}; give one label per output"

@@ -190,6 +190,7 @@ def read_secret(path: str | Path) -> SecretKey:
         data = b""
     if len(data) != SECRET_BYTES:
         raise InputError(
-            f"secret file {path} is damaged: not {2 * SECRET_BYTES} hexadecimal digits"
+            f"secret file {path} is damaged: not {2 * SECRET_BYTES} hexadecimal digits; restore "
+            "it from a copy, or start anew with another one"
         )
     return _from_bytes(data)

@@ -152,7 +152,7 @@ def agree(data: dict[int, TextDataset]) -> Agreement:
         if fact["classes"] != facts[0]["classes"]:
             raise InputError(
                 f"client {client} has classes {fact['classes']}, client 0 {facts[0]['classes']}; "
-                "all clients need the same: set class_names"
+                "all clients need the same: set the class_names of tables (TableText)"
             )
     counts = [fact["texts"] for fact in facts.values()]
     public = max(fact["public"] for fact in facts.values())

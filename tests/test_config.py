@@ -195,8 +195,8 @@ def test_nearest_names(tmp_path):
         "first.py:defualt": r"no variant 'defualt'; did you mean default\?",
         "first.py:_hidden": "no variant '_hidden'",
         "second.py": r"no variant 'default'.*other",
-        "nowhere/first.py": "does not exist$",
-        "": "does not exist",
+        "nowhere/first.py": "does not exist; name a file such as configs/mnist5k.py$",
+        "": r"is no file; did you mean .*\.py",
     }.items():
         with pytest.raises(InputError, match=message):
             load_config(f"{tmp_path}/{reference}")

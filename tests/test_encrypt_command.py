@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from programs import short_files
-from tiny import labelled, write_tfds
+from tiny import labelled, pixels, write_tfds
 
 from instahide_jax import InputError, cli
+from instahide_jax.data.embedded import resized
+from instahide_jax.data.prepare import prepare
+from instahide_jax.data.tfds_io import load_arrays, open_split, read_example
 from instahide_jax.secret import read_secret
 
 __all__ = ["short_files"]  # a fixture
@@ -32,6 +35,9 @@ def place(tmp_path, monkeypatch):
     np.savez("negative.npz", image=images, label=labels - 1)
     np.savez("fractions.npz", image=images, label=labels / 2)
     np.savez("unlabelled.npz", image=images)
+    np.savez("floats.npz", image=images / np.float32(255), label=labels)
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "hidden.txt").write_text("text")
     np.save("pool.npy", images[::-1])
     np.save("flat-pool.npy", images[:, :4])
     np.save("small-pool.npy", images[:3])
@@ -101,6 +107,32 @@ def test_a_version_of_a_tfds_set(place):
     np.testing.assert_array_equal(_read("hidden.npz")[0], _read("again.npz")[0])
 
 
+def test_images_of_any_source_are_scaled(place):
+    """Also where they differ in size, which is refused without --size."""
+    for number, (height, width) in enumerate([(8, 8), (9, 12), (20, 7), (8, 8), (8, 9)]):
+        folder = place / "mixed" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(height, width, seed=number)).save(folder / f"{number}.png")
+    prepare("mixed_sizes", place / "mixed", place / "tfds")
+    options = "--secret-file a.secret --k 2"
+    sources = {"mixed": "", "mixed_sizes": "--data-dir tfds", "data.npz": ""}
+    for number, (source, more) in enumerate(sources.items()):
+        if source != "data.npz":
+            with pytest.raises(InputError, match=r"give a size .*to scale all "):
+                _run(f"{source} {more} {options} --out {number}.npz")
+        _run(f"{source} {more} {options} --size 6 --out {number}.npz")
+        assert _read(f"{number}.npz")[0].shape[1:] == (6, 6, 1)
+    # The images are those that a stream of the data set has, in the order of the data set.
+    arrays = load_arrays("mixed_sizes", "train", "tfds", 6)
+    split = open_split("mixed_sizes", "train", "tfds")
+    for index, image in enumerate(arrays.images):
+        np.testing.assert_array_equal(image, read_example(split, index, 6)[0])
+    scaled = resized(ARRAYS, 4)
+    assert (scaled.images.shape, scaled.class_names) == ((21, 4, 4, 1), ARRAYS.class_names)
+    np.testing.assert_array_equal(scaled.labels, ARRAYS.labels)
+    np.testing.assert_array_equal(resized(ARRAYS, 8).images, ARRAYS.images)
+
+
 WRONG = {
     "nan.npz": "image 5 holds NaN or infinite pixels: correct or remove it",
     "negative.npz": "negative.npz: label 0 is -1: must be at least 0",
@@ -113,16 +145,22 @@ WRONG = {
     "a/b/c": "a/b/c does not exist; give a TFDS name",
     "cifar10 --data-dir empty": "instahide prepare cifar10",
     "cifar10:3.0.2 --data-dir empty": "instahide prepare cifar10",
-    "nowhere --size 8": "--size is 8, but nowhere is a TFDS name, which has no use for it; leave",
+    "nowhere --size 8": "unknown data set 'nowhere', neither prepared in",
+    "hidden.txt": "hidden.txt is neither a folder nor a .npz file; give a TFDS name, a .npz file",
+    "pool.npy": "pool.npy is neither a folder nor a .npz file; give a TFDS name, a .npz file",
+    "folder.npz": "folder.npz is no file: give the path of a .npz file",
+    "data.npz --size 0": "size is 0: must be at least 1",
+    "floats.npz --size 8": "size is 8, but the images are float32, and only uint8 is scaled: conv",
     "photos --split train": "--split is train, but photos is a folder, which has no use for it",
     "photos --data-dir empty": "--data-dir is empty, but photos is a folder",
     "data.npz --split test": "--split is test, but data.npz is a .npz file",
     "data.npz --data-dir empty": "--data-dir is empty, but data.npz is a .npz file",
-    "data.npz --size 8": "--size is 8, but data.npz is a .npz file",
     "data.npz --k 1": "k is 1, so nothing is mixed; it must be at least 2",
-    "data.npz --k 22": "22 private images are to be mixed but there are 21; lower k",
+    "data.npz --k 22": "22 private images are to be mixed but there are 21; give more, or lower k",
     "data.npz --passes 0": "passes is 0; it must be at least 1",
     "data.npz --batch-size 0": "batch_size is 0; it must be at least 1",
+    "data.npz --public-pool pool.npy": "with k=4 mixes private images only; leave it out, or choos",
+    "data.npz --mode cross --k 2 --public-pool pool.npy": "only; leave it out, or raise --k",
     "data.npz --mode cross": "cross needs a public pool; pass --public-pool FILE.npy",
     "data.npz --mode cross --public-pool none.npy": "cannot read the public pool none.npy",
     "data.npz --mode cross --public-pool flat-pool.npy": "holds images of (4, 8, 1)",

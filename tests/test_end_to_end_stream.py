@@ -92,7 +92,7 @@ def test_a_streamed_run_is_scored(place, finished):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--partners", "dataset"), "partners 'dataset' needs data in memory; a stream needs"),
+        (("--partners", "dataset"), "partners 'dataset' needs data in memory; set partners to"),
         (("--data.test", "tset"), "tset"),
         (("--batch-size", "56"), "batch_size is 56, more than the 48 training examples; lower it"),
     ],

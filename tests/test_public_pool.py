@@ -207,24 +207,50 @@ def test_a_pool_that_is_there_is_left_alone(photos: Path, tmp_path: Path) -> Non
     )
     assert str(again).startswith(f"already prepared: {out} 24x8x8x3")
 
-    def refused() -> None:
-        with pytest.raises(InputError, match=f"^{out} exists and is another pool; remove it"):
+    def refused(why: str) -> None:
+        message = f"^{out} exists and is another pool: {why}; give --overwrite to build it anew, or"
+        with pytest.raises(InputError, match=message):
             build_public_pool(photos, out, SMALL)
 
-    with pytest.raises(InputError, match="another pool"):
+    with pytest.raises(InputError, match="another pool: its seed is 0, not 1; give --overwrite"):
         build_public_pool(photos, out, PoolParameters(8, 24, 64, 10, seed=1))
     assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.glob("p.*")} == before
 
     textured(9).save(photos / "a.png")  # another photo of the same name
-    refused()
+    refused("1 of the photos is changed")
+    (photos / "a.png").rename(photos / "d.png")
+    textured(9).save(photos / "e.png")
+    refused("2 of the photos are new; 1 of the photos is gone")
+    for name in "de":
+        (photos / f"{name}.png").unlink()
     textured(0).save(photos / "a.png")
     out.write_bytes(out.read_bytes()[:-1] + b"x")  # another array
-    refused()
+    refused("its content is not that of which its .json tells")
     out.with_suffix(".json").unlink()
-    refused()
+    refused("no .json beside it says how it was made")
     out.with_suffix(".json").write_text("{")
     with pytest.raises(InputError, match=r"cannot read .*p\.json"):
         build_public_pool(photos, out, SMALL)
+
+
+def test_a_pool_is_built_anew_on_request(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p.npy"
+    build_public_pool(photos, out, SMALL)
+    first = out.read_bytes()
+    other = PoolParameters(8, 24, 64, 10, seed=1)
+    assert build_public_pool(photos, out, other, overwrite=True).built
+    assert out.read_bytes() != first
+    assert not build_public_pool(photos, out, other).built
+    out.with_suffix(".json").write_text("{")  # damage is no hindrance
+    assert build_public_pool(photos, out, SMALL, overwrite=True).built
+    assert out.read_bytes() == first
+    assert sorted(p.name for p in tmp_path.glob("*p.*")) == ["p.json", "p.npy", "p.png"]
+    out.with_suffix(".json").unlink()
+    out.with_suffix(".png").write_bytes(b"precious")
+    with pytest.raises(InputError, match=r"p\.png exists, and would be written with"):
+        build_public_pool(photos, out, SMALL, overwrite=True)
+    with pytest.raises(InputError, match="nowhere is no folder"):
+        build_public_pool(tmp_path / "nowhere", out, SMALL)
 
 
 @pytest.mark.parametrize("fails", [".png", ".npy", ".json"])
@@ -241,10 +267,29 @@ def test_a_failed_write_leaves_no_half_pool(
     out = tmp_path / "out" / "p.npy"
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full_disk)
-        with pytest.raises(InputError, match=rf"^cannot write {out}: No space left on device$"):
+        with pytest.raises(InputError, match=rf"^cannot write {out}: No space left on device; fr"):
             build_public_pool(photos, out, SMALL)
     assert not list(out.parent.iterdir())  # nothing that the next attempt would stumble over
     assert build_public_pool(photos, out, SMALL).built
+
+
+@pytest.mark.parametrize("fails", ["sheet", "array"])
+def test_an_old_pool_stays_until_the_new_one_is_whole(
+    fails: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "p.npy"
+    build_public_pool(photos, out, SMALL)
+    before = {p.name: p.read_bytes() for p in tmp_path.glob("p.*")}
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((Image.Image, "save") if fails == "sheet" else (np, "save")), full_disk)
+        with pytest.raises(InputError, match="No space left on device"):
+            build_public_pool(photos, out, PoolParameters(8, 12, 64, 10), overwrite=True)
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*p.*")} == before
+    assert len(load_public_pool(out, (8, 8, 3))) == 24
 
 
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +359,7 @@ def test_a_description_of_other_content_is_another_pool(
         for photo in saved["photos"]:
             photo |= changes
     out.with_suffix(".json").write_text(json.dumps(saved))
-    with pytest.raises(InputError, match=f"^{out} exists and is another pool; remove it with its"):
+    with pytest.raises(InputError, match=f"^{out} exists and is another pool: .*give --overwrite"):
         build_public_pool(photos, out, SMALL)
 
 
@@ -362,7 +407,7 @@ def test_bad_folders_and_outputs_are_refused(photos: Path, tmp_path: Path) -> No
         build_public_pool(tmp_path / "nowhere", out, SMALL)
     with pytest.raises(InputError, match=r"holds no photos \(\.jpeg"):
         build_public_pool(photos, out, PoolParameters(exclude=("*",)))
-    with pytest.raises(InputError, match=r"--out must end in \.npy, got .*p\.png"):
+    with pytest.raises(InputError, match=r"--out is .*p\.png; it must end in \.npy"):
         build_public_pool(photos, tmp_path / "p.png", SMALL)
 
 

@@ -1,10 +1,14 @@
 """Data sets and pools as configurations: what they load, hold out and refuse."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import labelled, pixels, write_tfds
 
 from instahide_jax.data.embedded import make_arrays
+from instahide_jax.data.prepare import prepare
 from instahide_jax.data.sources import (
     Dataset,
     Mnist5k,
@@ -163,7 +167,7 @@ def test_a_single_class_is_refused(tmp_path):
 def test_splits_of_different_shapes(folder, monkeypatch):
     arrays = {"train": labelled(40), "test": labelled(8, (8, 6, 3))}
     monkeypatch.setattr(
-        "instahide_jax.data.sources.load_arrays", lambda name, split, data_dir: arrays[split]
+        "instahide_jax.data.sources.load_arrays", lambda name, split, *_: arrays[split]
     )
     with pytest.raises(InputError, match=r"training images are \(8, 8, 3\), test .* \(8, 6, 3\)"):
         TfdsImages(validation=4).load()
@@ -224,3 +228,28 @@ def test_nothing_is_held_out_of_a_stream():
 def test_bases_say_what_is_missing():
     with pytest.raises(TypeError, match="PoolConfig does not define load"):
         PoolConfig().load(_dataset(labelled(8)), SHAPE)
+
+
+def test_sets_of_mixed_sizes_train_in_memory_with_a_resize(tmp_path):
+    """So do pools; without `resize` the message names it."""
+    for number, (height, width) in enumerate([(8, 8), (9, 12), (20, 7), (8, 8)] * 6):
+        folder = tmp_path / "mixed" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        image = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(image).save(folder / f"{number:02}.png")
+    root = str(tmp_path / "tfds")
+    prepare("mixed_sizes", tmp_path / "mixed", tmp_path / "tfds")
+    data = TfdsImages(name="mixed_sizes", validation=4, data_dir=root)
+    with pytest.raises(InputError, match=r"give a size to scale all to \(resize in a config, "):
+        data.load()
+    dataset = replace(data, resize=6).load()
+    assert dataset.image_shape == (6, 6, 3)
+    assert len(dataset.train.labels) + len(dataset.validation.labels) == 22
+    assert dataset.identity != replace(data, resize=7).load().identity
+    pool = PoolTfds("mixed_sizes", data_dir=root)
+    with pytest.raises(InputError, match="give a size to scale all to"):
+        pool.load(dataset, dataset.image_shape)
+    images, _, _ = replace(pool, resize=6).load(dataset, dataset.image_shape)
+    assert images.shape == (22, 6, 6, 3)
+    with pytest.raises(InputError, match=r"scale them with public_pool\.resize"):
+        replace(pool, resize=5).load(dataset, dataset.image_shape)

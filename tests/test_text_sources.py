@@ -173,5 +173,5 @@ def test_a_folder_inside_a_package_is_found_without_a_path(tmp_path):
     assert local_folder("models/bert") == local_folder("models/bert")
     with pytest.raises(InputError, match=r"no_such_thing is not installed; .*no-such-thing"):
         local_folder("package:no_such_thing/model")
-    with pytest.raises(InputError, match="is not installed"):
+    with pytest.raises(InputError, match="package: names no package; write package:NAME/FOLDER"):
         local_folder("package:")

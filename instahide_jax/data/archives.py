@@ -26,6 +26,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_HEADER_SIZE = 10
 _CIFAR_SHAPE = (32, 32, 3)
 ORIGINALS = "give --source the original files: the archive as published, or its folder"
+AGAIN = "download it again"
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ def check_digest(name: str | Path, data: bytes, algorithm: str, expected: str) -
     found = hashlib.new(algorithm, data).hexdigest()
     if found != expected:
         raise InputError(
-            f"{name} has {algorithm} {found}, but the published file has {expected}; "
-            "download it again"
+            f"{name} has {algorithm} {found}, but the published file has {expected}; {AGAIN}"
         )
 
 
@@ -73,15 +73,17 @@ def parse_idx(data: bytes, path: Path) -> np.ndarray:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path} is damaged: {error}; download it again") from error
+            raise InputError(f"{path} is damaged: {error}; {AGAIN}") from error
     # Magic number: two zero bytes, the type (8 = unsigned byte), the number of dimensions.
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise InputError(f"{path} is not an idx file of bytes: it starts with {data[:4].hex()}")
+        raise InputError(
+            f"{path} is not an idx file of bytes: it starts with {data[:4].hex()}; {AGAIN}"
+        )
     rank = data[3]
     shape = tuple(np.frombuffer(data[4 : 4 + 4 * rank], ">u4").tolist())
     body = data[4 + 4 * rank :]
     if len(shape) != rank or len(body) != math.prod(shape):
-        raise InputError(f"{path} should hold {shape} bytes but has {len(body)}; download it again")
+        raise InputError(f"{path} should hold {shape} bytes but has {len(body)}; {AGAIN}")
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
@@ -91,7 +93,7 @@ def read_idx_pair(images: Path, labels: Path, read: Callable[[Path], bytes]) -> 
     if pixels.ndim != 3 or classes.shape != pixels.shape[:1]:
         raise InputError(
             f"{images} holds {pixels.shape} and {labels} {classes.shape}; "
-            "expected [N, height, width] and [N]"
+            "expected [N, height, width] and [N]; download both again"
         )
     return LabelledImages(pixels[..., None], {"label": classes.astype(np.int64)})
 
@@ -124,7 +126,7 @@ def parse_cifar_binary(data: bytes, name: str | Path, label_names: Sequence[str]
     """Decode records of one byte per label followed by the 3 x 32 x 32 pixels."""
     size = len(label_names) + math.prod(_CIFAR_SHAPE)
     if not data or len(data) % size:
-        raise InputError(f"{name} has {len(data)} bytes, which is no multiple of {size}")
+        raise InputError(f"{name} has {len(data)} bytes, which is no multiple of {size}; {AGAIN}")
     records = np.frombuffer(data, np.uint8).reshape(-1, size)
     labels = {key: records[:, i].astype(np.int64) for i, key in enumerate(label_names)}
     return LabelledImages(_from_planes(records[:, len(label_names) :]), labels)
@@ -135,13 +137,19 @@ def parse_cifar_pickle(data: bytes, name: str | Path, keys: Mapping[str, str]) -
     batch = safe_unpickle(data, name)
     wanted = {"data", *keys.values()}
     if not isinstance(batch, dict) or not wanted <= batch.keys():
-        raise InputError(f"{name} is not a CIFAR batch: it lacks {', '.join(sorted(wanted))}")
+        raise InputError(
+            f"{name} is not a CIFAR batch, of {', '.join(sorted(wanted))}; {ORIGINALS}"
+        )
     pixels = np.asarray(batch["data"])
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != math.prod(_CIFAR_SHAPE):
-        raise InputError(f"{name} holds {pixels.dtype} {pixels.shape}; expected uint8 [N, 3072]")
+        raise InputError(
+            f"{name} holds {pixels.dtype} {pixels.shape}, not uint8 [N, 3072]; {ORIGINALS}"
+        )
     labels = {label: np.asarray(batch[key], np.int64) for label, key in keys.items()}
     if any(values.shape != pixels.shape[:1] for values in labels.values()):
-        raise InputError(f"{name} has another number of labels than its {len(pixels)} images")
+        raise InputError(
+            f"{name} has another number of labels than its {len(pixels)} images; {ORIGINALS}"
+        )
     return LabelledImages(_from_planes(pixels), labels)
 
 
@@ -156,9 +164,9 @@ def parse_png_rows(data: bytes, path: Path) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             rows = np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read {path} as PNG: {error}; download it again") from error
+        raise InputError(f"cannot read {path} as PNG: {error}; {AGAIN}") from error
     if rows.shape[1] != 1024:
-        raise InputError(f"{path} is {rows.shape[1]} pixels wide; expected rows of 1024")
+        raise InputError(f"{path} is {rows.shape[1]} pixels wide, not 1024; {AGAIN}")
     return rows.reshape(-1, *_CIFAR_SHAPE)
 
 
@@ -167,9 +175,9 @@ def parse_json_labels(data: bytes, path: Path) -> np.ndarray:
     try:
         values = json.loads(data)
     except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+        raise InputError(f"{path} is not JSON: {error}; {AGAIN}") from error
     if not isinstance(values, list) or any(type(value) is not int for value in values):
-        raise InputError(f"{path} must hold a list of integers")
+        raise InputError(f"{path} holds no list of integers; {AGAIN}")
     return np.asarray(values, np.int64)
 
 
@@ -216,4 +224,4 @@ def safe_unpickle(data: bytes, name: str | Path) -> Any:
         return _ArrayUnpickler(io.BytesIO(data), encoding="latin-1").load()
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError,
             AttributeError, UnicodeDecodeError, MemoryError) as error:  # fmt: skip
-        raise InputError(f"refusing to load {name}: {error}") from error
+        raise InputError(f"refusing to load {name}: {error}; {ORIGINALS}") from error

@@ -236,6 +236,33 @@ def decode_image(data: bytes | np.ndarray, channels: int | None, size: int | Non
     return np.asarray(pixels).reshape(pixels.height, pixels.width, -1)
 
 
+def check_size(size: int | None) -> None:
+    """Refuse to scale images to nothing.
+
+    Raises:
+      InputError: for a size below 1.
+    """
+    if size is not None and size < 1:
+        raise InputError(f"size is {size}: must be at least 1")
+
+
+def resized(arrays: Arrays, size: int) -> Arrays:
+    """The same set with images [N, size, size, C]; see `decode_image`.
+
+    Raises:
+      InputError: for a size below 1, or images that are not uint8.
+    """
+    check_size(size)
+    if arrays.images.dtype != np.uint8:
+        raise InputError(
+            f"size is {size}, but the images are {arrays.images.dtype}, and only uint8 is scaled: "
+            "convert them, or scale them yourself and leave the size out"
+        )
+    channels = arrays.images.shape[3]
+    images = np.stack([decode_image(image, channels, size) for image in arrays.images])
+    return make_arrays(images, arrays.labels, arrays.num_classes, arrays.class_names)
+
+
 def arrays_from_npz(path: str | Path) -> Arrays:
     """Images and labels of a `.npz` file, one class per integer up to the largest label.
 
@@ -247,7 +274,8 @@ def arrays_from_npz(path: str | Path) -> Arrays:
         `check_arrays` finds.
     """
     if not Path(path).is_file():
-        raise InputError(f"{path} does not exist: give the path of a .npz file")
+        what = "is no file" if Path(path).exists() else "does not exist"
+        raise InputError(f"{path} {what}: give the path of a .npz file")
     with decoding(str(path), "save images and labels again with numpy.savez"):
         if not zipfile.is_zipfile(path):
             raise ValueError("not a .npz file")
@@ -276,6 +304,7 @@ def _npz_member(path: str | Path, file: Any, key: str) -> np.ndarray:
     found = [name for name in (key, f"{key}s") if name in file]
     if len(found) != 1:
         raise InputError(
-            f"{path} holds {', '.join(file) or 'nothing'}: expected either {key!r} or '{key}s'"
+            f"{path} holds {', '.join(file) or 'nothing'}: expected either {key!r} or '{key}s'; "
+            "save one of them, with numpy.savez"
         )
     return file[found[0]]

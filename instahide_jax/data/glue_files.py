@@ -1,8 +1,6 @@
 """A reader of GLUE's own files, which treats odd rows as TFDS' builder does."""
 
-import csv
 import io
-import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +10,8 @@ from typing import TypeAlias
 
 from instahide_jax.data.embedded import decoding
 from instahide_jax.data.glue import GlueTask
-from instahide_jax.data.tables import did_you_mean
-from instahide_jax.data.texts import UNLABELLED
+from instahide_jax.data.labels import UNLABELLED, as_integer, as_number
+from instahide_jax.data.tables import did_you_mean, split_lines
 from instahide_jax.errors import InputError
 
 FILES = {
@@ -29,20 +27,22 @@ FILES = {
 _MSR_TRAIN, _MSR_TEST = "msr_paraphrase_train.txt", "msr_paraphrase_test.txt"
 _MSR_DEV_IDS = "mrpc_dev_ids.tsv"
 _MSR_ID_COLUMNS = ("#1 ID", "#2 ID")
+_NO_AGREEMENT = "-"  # the label of MNLI's pairs on which the annotators did not agree
 _COLA_CELLS = 4  # source, label, the author's mark, sentence
 
 Place: TypeAlias = Path | zipfile.Path  # a folder or file, on the disk or in a zip file
 Example: TypeAlias = dict[str, str | int | float]  # the text features, label and idx
-Row: TypeAlias = Mapping[str, str | None]  # cells by column, None where the row ends before
+# The number of a row's line, and its cells by column, None where the row ends before.
+Row: TypeAlias = tuple[int, Mapping[str, str | None]]
 
 
 def read_glue(task: GlueTask, source: Path) -> tuple[dict[str, list[Example]], tuple[str, ...]]:
     """Read GLUE's own files of a task, as TFDS' builder would.
 
-    Rows that end before a text or a label, or whose label is empty, are left out; test files
-    without labels give labels of -1. An example's `idx` is the number of its row in the file, from
-    0, left-out rows included. sst2 may also come as `sentence<TAB>label` without a header, whose
-    test labels are kept.
+    Rows that end before a text or a label, or whose label is empty or a dash, are left out; test
+    files without labels give labels of -1. An example's `idx` is the number of its row in the file,
+    from 0, left-out rows included. sst2 may also come as `sentence<TAB>label` without a header,
+    whose test labels are kept.
 
     Args:
       task: one of `glue.GLUE`.
@@ -129,37 +129,30 @@ def _lines(file: Place) -> Iterator[io.TextIOWrapper]:
 def _cola_rows(file: Place) -> Iterator[Row]:
     """Rows of CoLA's training and validation files, which have no header."""
     with _lines(file) as lines:
-        for number, cells in enumerate(_cells(lines, file), 1):
+        for number, cells in enumerate(split_lines(lines), 1):
             if len(cells) < _COLA_CELLS:
                 raise InputError(
                     f"{file}, line {number} has {len(cells)} cells, expected {_COLA_CELLS}; "
                     "restore the file"
                 )
-            yield {"sentence": cells[3], "is_acceptable": cells[1]}
-
-
-def _cells(lines: Iterable[str], file: Place) -> Iterator[list[str]]:
-    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    try:
-        yield from reader
-    except csv.Error as error:
-        raise InputError(f"{file}, line {reader.line_num}: {error}; restore the file") from error
+            yield number, {"sentence": cells[3], "is_acceptable": cells[1]}
 
 
 def _rows(task: GlueTask, file: Place, needed: Sequence[str] = ()) -> Iterator[Row]:
     """Rows of a file with a header, or of a file `sentence<TAB>label` without one."""
     with _lines(file) as lines:
-        rows = _cells(lines, file)
-        header = next(rows, [])
+        rows: Iterator[tuple[int, list[str]]] = enumerate(split_lines(lines), 1)
+        first, header = next(rows, (1, []))
         if task.name == "sst2" and len(header) == 2 and header[1] in ("0", "1"):
-            rows = chain([header], rows)
+            rows = chain([(first, header)], rows)
             header = ["sentence", "label"]
         for column in (*task.columns, *needed):
             if column not in header:
                 raise InputError(f"{file} has no column {column!r}; {did_you_mean(column, header)}")
-        for cells in rows:
+        for number, cells in rows:
             if cells:  # empty lines do not count
-                yield dict.fromkeys(header) | dict(zip(header, cells, strict=False))
+                row: dict[str, str | None] = dict.fromkeys(header)
+                yield number, row | dict(zip(header, cells, strict=False))
 
 
 def _examples(
@@ -178,10 +171,13 @@ def _examples(
     return examples, [note] if left_out else []
 
 
-def _example(task: GlueTask, index: int, row: Row, file: Place, *, is_test: bool) -> Example | None:
+def _example(
+    task: GlueTask, index: int, found: Row, file: Place, *, is_test: bool
+) -> Example | None:
     """One example, None where the row lacks a text or its label."""
+    line, row = found
     if task.label_column in row:
-        label = _label(task, row[task.label_column], f"{file}, row {index}")
+        label = _label(task, row[task.label_column], f"{file}, line {line}")
     elif is_test:
         label = UNLABELLED
     else:
@@ -198,22 +194,23 @@ def _example(task: GlueTask, index: int, row: Row, file: Place, *, is_test: bool
 
 
 def _label(task: GlueTask, value: str | None, where: str) -> int | float | None:
-    if not value:
+    value = (value or "").strip()
+    if value in ("", _NO_AGREEMENT):
         return None
-    if value in task.class_names:
-        return task.class_names.index(value)
-    try:
-        number = int(value) if task.class_names else float(value)
-    except ValueError:
-        number = math.nan
-    if task.class_names and number not in range(len(task.class_names)):
+    if not task.class_names:
+        number = as_number(value)
+        if number is None:
+            raise InputError(f"{where}: the label {value!r} is no finite number; restore the file")
+        return number
+    numbers = {str(number): number for number in range(len(task.class_names))}
+    numbers |= {name: number for number, name in enumerate(task.class_names)}
+    label = numbers.get(as_integer(value))
+    if label is None:
         raise InputError(
             f"{where}: the label {value!r} is no class of {task.name}; "
             f"{did_you_mean(value, task.class_names)}"
         )
-    if not math.isfinite(number):
-        raise InputError(f"{where}: the label {value!r} is no finite number; restore the file")
-    return number
+    return label
 
 
 def _read_msr(task: GlueTask, place: Place) -> tuple[dict[str, list[Example]], list[str]]:
@@ -225,18 +222,20 @@ def _read_msr(task: GlueTask, place: Place) -> tuple[dict[str, list[Example]], l
             "validate on; add it, or give GLUE's train.tsv and dev.tsv"
         )
     with _lines(ids) as lines:
-        chosen = {tuple(cells[:2]) for cells in _cells(lines, ids)}
+        chosen = {tuple(cells[:2]) for cells in split_lines(lines)}
     rows = list(_rows(task, place / _MSR_TRAIN, _MSR_ID_COLUMNS))
     examples, notes = _examples(task, rows, place / _MSR_TRAIN, is_test=False)
     splits: dict[str, list[Example]] = {"train": [], "validation": []}
     for example in examples:
-        row = rows[int(example["idx"])]
+        _, row = rows[int(example["idx"])]
         is_dev = tuple(row[column] for column in _MSR_ID_COLUMNS) in chosen
         splits["validation" if is_dev else "train"].append(example)
     test = place / _MSR_TEST
     if not test.is_file():
         return splits, [*notes, f"no {_MSR_TEST}, so no split test"]
     # The file has labels, but GLUE hides them.
-    hidden = [{column: row[column] for column in task.columns} for row in _rows(task, test)]
+    hidden = [
+        (line, {column: row[column] for column in task.columns}) for line, row in _rows(task, test)
+    ]
     splits["test"], left_out = _examples(task, hidden, test, is_test=True)
     return splits, [*notes, *left_out]

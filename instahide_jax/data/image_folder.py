@@ -17,6 +17,7 @@ from instahide_jax.data.embedded import (
     EIGHT_BIT_MODES,
     GRAY_MODES,
     Arrays,
+    check_size,
     decode_image,
     decoding,
     make_arrays,
@@ -126,8 +127,7 @@ def arrays_from_folder(path: str | Path, size: int | None = None) -> Arrays:
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: give a folder with one folder per class")
-    if size is not None and size < 1:
-        raise InputError(f"size is {size}: must be at least 1")
+    check_size(size)
     roots = _split_roots(root)
     if root not in roots.values():
         raise InputError(
@@ -145,7 +145,7 @@ def arrays_from_folder(path: str | Path, size: int | None = None) -> Arrays:
             (height, width), (first_height, first_width) = images[-1].shape[:2], images[0].shape[:2]
             raise InputError(
                 f"{file} has {height} x {width} pixels, {paths[0]} has {first_height} x "
-                f"{first_width}: give a size to scale all images to"
+                f"{first_width}: give a size (--size) to scale all images to"
             )
     channels = max(image.shape[2] for image in images)
     same = [np.broadcast_to(image, (*image.shape[:2], channels)) for image in images]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from instahide_jax.data.archives import check_digest, read_file
 from instahide_jax.data.embedded import decoding
-from instahide_jax.data.texts import UNLABELLED
+from instahide_jax.data.labels import UNLABELLED
 from instahide_jax.errors import InputError
 
 NAME = "movie_reviews"

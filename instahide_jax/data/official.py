@@ -61,6 +61,7 @@ CLASSES = {
 }
 _UNBALANCED = ("mnist",)
 
+_IDX_FOLDER = "give --source the folder that holds the four idx files"
 _IDX_STEMS = {"train": "train", "test": "t10k"}
 # When the authors compressed their files: part of the gzip header, hence of the checksum.
 _FASHION_MNIST_TIMES = {"train": 1504176606, "t10k": 1504176627}
@@ -108,7 +109,8 @@ def read_official(name: str, source: Path, published: Mapping[str, str]) -> Offi
     for label, names in data.class_names.items():
         if len(set(names)) != CLASSES[name][label]:
             raise InputError(
-                f"{source} names {len(set(names))} classes, but {name} has {CLASSES[name][label]}"
+                f"{source} names {len(set(names))} classes, but {name} has {CLASSES[name][label]}; "
+                f"{ORIGINALS}"
             )
     return data
 
@@ -117,18 +119,20 @@ def _check_counts(
     source: Path, split: str, labels: np.ndarray, size: int, classes: int, name: str
 ) -> None:
     if len(labels) != size:
-        raise InputError(f"{source} holds {len(labels)} {split} images, but {name} has {size}")
+        raise InputError(
+            f"{source} holds {len(labels)} {split} images, but {name} has {size}; {ORIGINALS}"
+        )
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(
             f"{source} has {split} label {labels.max() if labels.min() >= 0 else labels.min()}, "
-            f"but {name} has classes 0 to {classes - 1}"
+            f"but {name} has classes 0 to {classes - 1}; {ORIGINALS}"
         )
     counts = np.bincount(labels, minlength=classes)
     if name not in _UNBALANCED and np.ptp(counts):
         odd = int(np.argmax(np.abs(counts - size // classes)))
         raise InputError(
             f"{source} holds {counts[odd]} {split} images of class {odd}, "
-            f"but {name} has {size // classes} of each class"
+            f"but {name} has {size // classes} of each class; {ORIGINALS}"
         )
 
 
@@ -136,7 +140,7 @@ def _read_mnist(source: Path, published: Mapping[str, str]) -> Official:
     splits, unpacked = {}, []
 
     def read(path: Path) -> bytes:
-        data = read_file(path, ORIGINALS)
+        data = read_file(path, _IDX_FOLDER)
         if path.suffix == ".gz":
             check_digest(path, data, "sha256", published[path.name])
         else:
@@ -163,7 +167,7 @@ def _packed_or_unpacked(folder: Path, name: str) -> Path:
 
 def _read_fashion_mnist(source: Path, published: Mapping[str, str]) -> Official:
     def read(path: Path) -> bytes:
-        data = read_file(path, ORIGINALS)
+        data = read_file(path, _IDX_FOLDER)
         stem = path.name.partition("-")[0]
         # Debian's files lack the header fields; a file that has them is compared as it is.
         whole = with_gzip_header(data, path.name.removesuffix(".gz"), _FASHION_MNIST_TIMES[stem])
@@ -273,7 +277,9 @@ def _read_cifar10_pngs(folder: Path) -> Official:
         labels_path = folder / f"{split}_lables.json"
         labels = parse_json_labels(read_file(labels_path), labels_path)
         if len(labels) != len(images):
-            raise InputError(f"{labels_path} has {len(labels)} labels for {len(images)} images")
+            raise InputError(
+                f"{labels_path} has {len(labels)} labels for {len(images)} images; {ORIGINALS}"
+            )
         splits[split] = LabelledImages(images, {"label": labels})
     checked = "counts checked; no sums are published for these PNGs"
     return Official(splits, checked, {"label": _CIFAR10_NAMES})

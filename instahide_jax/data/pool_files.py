@@ -17,7 +17,8 @@ from PIL import Image
 from instahide_jax.errors import InputError
 
 _SHEET_SIDE = 10  # patches in a row and in a column of the contact sheet
-_COUNTED = {"tried": int, "accepted": int, "too_small": bool}  # what is said of a photo
+# What is said of a photo.
+_OF_PHOTOS = {"file": str, "sha256": str, "tried": int, "accepted": int, "too_small": bool}
 
 
 @dataclass(frozen=True)
@@ -50,30 +51,58 @@ def pool_shape(parameters: Mapping[str, Any]) -> tuple[int, int, int, int]:
 
 
 def existing(out: Path, described: dict[str, Any]) -> PublicPool:
-    """The pool at `out`, if it is the very one that is asked for."""
+    """The pool at `out`, if it is the very one that is asked for.
+
+    Raises:
+        InputError: if it is another one; says in what it differs.
+    """
     found = read_json(out.with_suffix(".json")) if out.with_suffix(".json").exists() else {}
-    if not _describes(found, described) or found.get("sha256") != sha256_of(out):
+    differing = _differences(found, described)
+    if not differing and found.get("sha256") != sha256_of(out):
+        differing = ["its content is not that of which its .json tells"]
+    if differing:
         raise InputError(
-            f"{out} exists and is another pool; remove it with its .json, or choose another --out"
+            f"{out} exists and is another pool: {'; '.join(differing)}; give --overwrite to build "
+            "it anew, or choose another --out"
         )
     return summary(out, tuple(found["shape"]), found, built=False)
 
 
-def _describes(found: dict[str, Any], described: dict[str, Any]) -> bool:
-    """Whether what a .json holds, be it what it may, was written for `described`."""
-    photos = found.get("photos")
-    return (
-        found.get("parameters") == described["parameters"]
+def _differences(found: dict[str, Any], described: dict[str, Any]) -> list[str]:
+    """In what the pool of a .json, be it what it may, differs from the one that is asked for."""
+    photos, parameters = found.get("photos"), found.get("parameters")
+    if not (
+        isinstance(parameters, dict)
         and isinstance(photos, list)
         and all(
-            isinstance(photo, dict) and all(type(photo.get(k)) is t for k, t in _COUNTED.items())
+            isinstance(photo, dict)
+            and all(type(photo.get(name)) is kind for name, kind in _OF_PHOTOS.items())
             for photo in photos
         )
-        and [{k: v for k, v in photo.items() if k not in _COUNTED} for photo in photos]
-        == described["photos"]
-        and found.get("shape") == list(pool_shape(described["parameters"]))
-        and sum(photo["accepted"] for photo in photos) == found["shape"][0]
+    ):
+        return ["no .json beside it says how it was made"]
+    lines = [
+        f"its {name} is {parameters.get(name)}, not {value}"
+        for name, value in described["parameters"].items()
+        if parameters.get(name) != value
+    ]
+    old, new = (
+        {photo["file"]: photo["sha256"] for photo in listed}
+        for listed in (photos, described["photos"])
     )
+    for what, count in (
+        ("new", len(new.keys() - old.keys())),
+        ("gone", len(old.keys() - new.keys())),
+        ("changed", sum(old[name] != new[name] for name in old.keys() & new.keys())),
+    ):
+        if count:
+            lines.append(f"{count} of the photos {'is' if count == 1 else 'are'} {what}")
+    shape = list(pool_shape(described["parameters"]))
+    if not lines and (
+        found.get("shape") != shape or sum(photo["accepted"] for photo in photos) != shape[0]
+    ):
+        lines.append("its .json contradicts itself")
+    return lines
 
 
 def summary(
@@ -91,26 +120,40 @@ def summary(
 
 
 def write(out: Path, pool: np.ndarray, described: dict[str, Any]) -> None:
-    """Write the three files, all of them or none, and the description last."""
+    """Write the three files, all of them or none, and the description last.
+
+    They take the place of old ones only when all three are whole.
+    """
     sheet, description = out.with_suffix(".png"), out.with_suffix(".json")
-    written: list[Path] = []
+    targets = (sheet, out, description)
+    # In the same folder: a rename is atomic only within a file system.
+    temporaries = [target.with_name(f".{target.name}.{os.getpid()}.tmp") for target in targets]
+    added: list[Path] = []
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(sheet) as file:
+        with _whole(temporaries[0]) as file:
             _contact_sheet(pool).save(file, "PNG")
-        written.append(sheet)
-        with _replacing(out) as file:
+        with _whole(temporaries[1]) as file:
             np.save(file, pool, allow_pickle=False)
-        written.append(out)
-        record = {"shape": list(pool.shape), "sha256": sha256_of(out), **described}
-        with _replacing(description) as file:
+        record = {"shape": list(pool.shape), "sha256": sha256_of(temporaries[1]), **described}
+        with _whole(temporaries[2]) as file:
             file.write((json.dumps(record, indent=1) + "\n").encode())
+        for temporary, target in zip(temporaries, targets, strict=True):
+            if not target.exists():
+                added.append(target)
+            os.replace(temporary, target)
     except BaseException as error:
-        for path in written:  # what stays would be in the way of the next attempt
+        for path in added:  # what stays would be in the way of the next attempt
             path.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise InputError(f"cannot write {out}: {error.strerror or error}") from error
+            raise InputError(
+                f"cannot write {out}: {error.strerror or error}; free space, or choose another "
+                "--out"
+            ) from error
         raise
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
 
 
 def check_outputs(out: Path) -> None:
@@ -134,18 +177,12 @@ def check_outputs(out: Path) -> None:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that becomes `path` when the block ends, and vanishes if it fails."""
-    # In the same folder: a rename is atomic only within a file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that is on the disk when the block ends."""
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _contact_sheet(pool: np.ndarray) -> Image.Image:
@@ -169,7 +206,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"cannot read {path}: {error}; remove it and the pool beside it"
+            f"cannot read {path}: {error}; build the pool anew with --overwrite"
         ) from error
     return content if isinstance(content, dict) else {}
 
@@ -179,4 +216,6 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; check its path and permissions"
+        ) from error

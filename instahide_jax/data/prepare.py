@@ -7,7 +7,8 @@ What is written has TFDS' official name, version and features and is stored as a
 import importlib.util
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from tensorflow_datasets.core.download.util import DownloadError
 from tqdm import tqdm
 
 from instahide_jax.data.archives import LabelledImages
-from instahide_jax.data.image_folder import ImageFolder, read_image_folder
+from instahide_jax.data.content import Content, SplitContent, digest
+from instahide_jax.data.image_folder import ImageFile, ImageFolder, read_image_folder
 from instahide_jax.data.official import SIZES, Official, read_official
 from instahide_jax.data.prepare_text import (
     is_glue,
@@ -32,7 +34,8 @@ from instahide_jax.data.prepared import (
     INSTALL_TENSORFLOW,
     Prepared,
     already,
-    build,
+    build_or_compare,
+    is_there,
     run_builder,
 )
 from instahide_jax.data.tables import did_you_mean
@@ -43,8 +46,15 @@ _FOLDER_VERSION = "1.0.0"
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
-def prepare(name: str, source: Path | None = None, data_dir: Path | None = None) -> Prepared:
+def prepare(
+    name: str,
+    source: Path | None = None,
+    data_dir: Path | None = None,
+    overwrite: bool = False,
+) -> Prepared:
     """Build data set `name` in the TFDS folder, unless it is there already.
+
+    One that is there must have been made of the examples that `source` holds, if that is given.
 
     Args:
         name: a TFDS data set (optionally with configuration or version: `glue/sst2`), or with
@@ -55,35 +65,44 @@ def prepare(name: str, source: Path | None = None, data_dir: Path | None = None)
             `instahide_jax.data.movie_reviews`), or a folder with one folder of images per class
             (see `instahide_jax.data.image_folder`). None: TFDS downloads, which takes TensorFlow.
         data_dir: the TFDS folder; None is $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+        overwrite: build it anew if it is there.
 
-    Guarantees: the folder NAME/VERSION appears only when it is whole; a run that is killed leaves
-    at most an `incomplete.*` folder beside it. Equal files give equal records.
+    Guarantees: the folder NAME/VERSION appears only when it is whole, and an old one stays until
+    then; a run that is killed leaves at most an `incomplete.*` folder beside it. Equal files give
+    equal records.
 
     Raises:
-        InputError: for anything wrong with the name, the files, the download or the disk.
+        InputError: for anything wrong with the name, the files, the download or the disk, or a data
+            set that was made of other examples.
     """
     root = data_root(data_dir).absolute()
     source = None if source is None else source.expanduser()
     if is_movie_reviews(name):
-        return prepare_movie_reviews(source, root)
+        return prepare_movie_reviews(source, root, overwrite)
     if is_glue(name) and (source is not None or not _has_tensorflow()):
-        return prepare_glue(name, source, root)
+        return prepare_glue(name, source, root, overwrite)
     if source is None:
-        return _download(name, root)
+        return _download(name, root, overwrite)
     if name in SIZES:
-        return _prepare_official(name, source, root)
-    return _prepare_folder(name, source, root)
+        return _prepare_official(name, source, root, overwrite)
+    return _prepare_folder(name, source, root, overwrite)
 
 
-def _prepare_official(name: str, source: Path, root: Path) -> Prepared:
+def _prepare_official(name: str, source: Path, root: Path, overwrite: bool) -> Prepared:
     base = tfds.builder_cls(name)
     path = root / name / str(base.VERSION)
-    if path.exists():
-        return already(path)
     data = read_official(name, source, published_sums(name))
-    sizes = {split: len(part.images) for split, part in data.splits.items()}
-    builder = _official_builder(base, data, path)
-    return build(builder, sizes, (data.checked,))
+    content = Content(
+        {split: _array_content(part) for split, part in data.splits.items()}, data.class_names
+    )
+    make = partial(_official_builder, base, data)
+    return build_or_compare(make, path, content, source, (data.checked,), overwrite)
+
+
+def _array_content(part: LabelledImages) -> SplitContent:
+    arrays = [part.images, *(part.labels[label] for label in sorted(part.labels))]
+    parts = (piece for array in arrays for piece in (f"{array.shape}", array.tobytes()))
+    return SplitContent(len(part.images), digest(parts))
 
 
 def published_sums(name: str) -> dict[str, str]:
@@ -92,7 +111,7 @@ def published_sums(name: str) -> dict[str, str]:
     return {info.filename: info.checksum for info in urls.values()}
 
 
-def _prepare_folder(name: str, source: Path, root: Path) -> Prepared:
+def _prepare_folder(name: str, source: Path, root: Path, overwrite: bool) -> Prepared:
     if not _NAME.fullmatch(name):
         raise InputError(
             f"data set name {name!r} must be lower-case words joined by underscores, "
@@ -103,12 +122,25 @@ def _prepare_folder(name: str, source: Path, root: Path) -> Prepared:
             f"{name} is an official TFDS data set, and local files are read only for "
             f"{', '.join(SIZES)}; choose another name for {source}"
         )
-    path = root / name / _FOLDER_VERSION
-    if path.exists():
-        return already(path)
     folder = read_image_folder(source)
-    sizes = {split: len(files) for split, files in folder.splits.items()}
-    return build(_folder_builder(name, folder, path), sizes, folder.notes)
+    content = Content(
+        {split: _file_content(split, files) for split, files in folder.splits.items()},
+        {"label": folder.class_names},
+    )
+    path = root / name / _FOLDER_VERSION
+    make = partial(_folder_builder, name, folder)
+    return build_or_compare(make, path, content, source, folder.notes, overwrite)
+
+
+def _file_content(split: str, files: Sequence[ImageFile]) -> SplitContent:
+    """Of the files as they are, not of what is stored, which may depend on a version of Pillow."""
+
+    def parts() -> Iterator[bytes | str]:
+        for file in tqdm(files, desc=f"sums of {split}", unit="image", delay=1):
+            yield from (file.key, str(file.label))
+            yield file.path.read_bytes()
+
+    return SplitContent(len(files), digest(parts()))
 
 
 def _official_names() -> list[str]:
@@ -116,7 +148,7 @@ def _official_names() -> list[str]:
     return list(tfds.list_builders(with_community_datasets=False))
 
 
-def _official_builder(base: Any, data: Official, path: Path) -> Any:
+def _official_builder(base: Any, data: Official, root: Path) -> Any:
     """TFDS' own builder, but fed from memory: name, version and features stay the official ones."""
 
     class LocalBuilder(base, skip_registration=True):  # type: ignore[call-arg]
@@ -128,7 +160,7 @@ def _official_builder(base: Any, data: Official, path: Path) -> Any:
             with_id = "id" in self.info.features
             return {s: _array_examples(s, part, with_id) for s, part in data.splits.items()}
 
-    return LocalBuilder(data_dir=path.parent.parent, file_format=FILE_FORMAT)
+    return LocalBuilder(data_dir=root, file_format=FILE_FORMAT)
 
 
 def _array_examples(
@@ -148,7 +180,7 @@ def encode_png(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _folder_builder(name: str, folder: ImageFolder, path: Path) -> Any:
+def _folder_builder(name: str, folder: ImageFolder, root: Path) -> Any:
     features = tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=folder.shape),
@@ -174,35 +206,50 @@ def _folder_builder(name: str, folder: ImageFolder, path: Path) -> Any:
                 yield file.key, {"image": folder.read(file), "label": file.label}
 
     LocalBuilder.name = name
-    return LocalBuilder(data_dir=path.parent.parent, file_format=FILE_FORMAT)
+    return LocalBuilder(data_dir=root, file_format=FILE_FORMAT)
 
 
-def _download(name: str, root: Path) -> Prepared:
-    """TFDS' own download and preparation."""
+def _download(name: str, root: Path, overwrite: bool) -> Prepared:
+    """TFDS' own download and preparation, or a data set of any name that is there already."""
+    of_folder = root / name / _FOLDER_VERSION
+    if _NAME.fullmatch(name) and is_there(of_folder) and name not in _official_names():
+        if overwrite:
+            raise InputError(
+                f"--overwrite needs the images of {name} again: give their folder with --source"
+            )
+        return already(of_folder)
     has_tensorflow = _has_tensorflow()
     _check_known(name, has_tensorflow)
     try:
-        builder = tfds.builder(name, data_dir=root, file_format=FILE_FORMAT)
+        builder = _official_download(name, root)
     except ValueError as error:
-        raise InputError(f"TFDS cannot build {name!r}: {error}") from error
+        raise InputError(
+            f"TFDS cannot build {name!r}: {error}; name another configuration or version, or none"
+        ) from error
     path = Path(builder.data_dir)
-    if path.exists():
+    if is_there(path) and not overwrite:
         return already(path)
     local = ", or give its original files with --source" if name in SIZES else ""
     if not has_tensorflow:
         raise InputError(
             f"TFDS needs TensorFlow to download and prepare {name}: {INSTALL_TENSORFLOW}{local}"
         )
-    manual = builder.data_dir_root / "downloads" / "manual"
+    downloads = root / "downloads"
+    manual = downloads / "manual"
     instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     if instructions and not (manual.exists() and any(manual.iterdir())):
         raise InputError(f"{name} must be downloaded by hand, into {manual}: {instructions}")
+    make = partial(_official_download, name)
     try:
-        return run_builder(builder, quiet=False)
+        return run_builder(make, path, None, quiet=False, downloads=downloads)
     except (DownloadError, NonMatchingChecksumError) as error:
         raise InputError(f"the download of {name} failed: {error}; try again{local}") from error
     except InputError as error:
         raise InputError(f"{error}; check network and disk{local}") from error
+
+
+def _official_download(name: str, root: Path) -> Any:
+    return tfds.builder(name, data_dir=root, file_format=FILE_FORMAT)
 
 
 def _has_tensorflow() -> bool:

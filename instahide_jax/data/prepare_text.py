@@ -1,6 +1,8 @@
 """Build the text sets glue/TASK and movie_reviews in the TFDS folder, without TensorFlow."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from instahide_jax.data import glue, movie_reviews
+from instahide_jax.data.content import Content, SplitContent, digest
 from instahide_jax.data.glue import GLUE, GlueTask, glue_task
 from instahide_jax.data.glue_files import read_glue
 from instahide_jax.data.movie_reviews import read_movie_reviews
@@ -17,7 +20,8 @@ from instahide_jax.data.prepared import (
     INSTALL_TENSORFLOW,
     Prepared,
     already,
-    build,
+    build_or_compare,
+    is_there,
 )
 from instahide_jax.errors import InputError
 
@@ -35,7 +39,7 @@ def is_movie_reviews(name: str) -> bool:
     return name.replace("-", "_") == movie_reviews.NAME
 
 
-def prepare_glue(name: str, source: Path | None, root: Path) -> Prepared:
+def prepare_glue(name: str, source: Path | None, root: Path, overwrite: bool = False) -> Prepared:
     """Build `glue/TASK` of GLUE's own files, unless it is there already.
 
     Name, version, features and classes are TFDS' own, and so are the order on the disk and which
@@ -46,17 +50,19 @@ def prepare_glue(name: str, source: Path | None, root: Path) -> Prepared:
       source: the folder or zip file, see `glue_files.read_glue`; None only where the data set is
         there already.
       root: the TFDS folder.
+      overwrite: build it anew if it is there.
 
     Raises:
-      InputError: an unknown task, no source, or anything wrong with the files or the disk.
+      InputError: an unknown task, no source, anything wrong with the files or the disk, or a data
+        set that was made of other files.
     """
     if "/" not in name:
         raise InputError(f"{name} has several tasks; name one of {', '.join(GLUE)}: glue/sst2")
     task = glue_task(name.partition("/")[2])
     path = root / "glue" / task.name / glue.VERSION
-    if path.exists():
-        return already(path)
     if source is None:
+        if is_there(path) and not overwrite:
+            return already(path)
         raise InputError(
             f"{name} needs --source FOLDER_OR_ZIP with GLUE's own files, or TensorFlow to download "
             f"them: {INSTALL_TENSORFLOW}"
@@ -66,11 +72,20 @@ def prepare_glue(name: str, source: Path | None, root: Path) -> Prepared:
         split: [(example["idx"], example) for example in examples]
         for split, examples in splits.items()
     }
-    sizes = {split: len(examples) for split, examples in splits.items()}
-    return build(_glue_builder(task, keyed, path), sizes, notes)
+    make = partial(_glue_builder, task, keyed)
+    return build_or_compare(make, path, _content(keyed), source, tuple(notes), overwrite)
 
 
-def _glue_builder(task: GlueTask, splits: Splits, path: Path) -> Any:
+def _content(splits: Splits) -> Content:
+    return Content(
+        {
+            split: SplitContent(len(examples), digest(json.dumps(each) for each in examples))
+            for split, examples in splits.items()
+        }
+    )
+
+
+def _glue_builder(task: GlueTask, splits: Splits, root: Path) -> Any:
     label = (
         tfds.features.ClassLabel(names=list(task.class_names)) if task.class_names else np.float32
     )
@@ -81,27 +96,29 @@ def _glue_builder(task: GlueTask, splits: Splits, path: Path) -> Any:
     builder_type.BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name=name, version=glue.VERSION) for name in GLUE
     ]
-    root = path.parent.parent.parent
     return builder_type(config=task.name, data_dir=root, file_format=FILE_FORMAT)
 
 
-def prepare_movie_reviews(source: Path | None, root: Path) -> Prepared:
+def prepare_movie_reviews(source: Path | None, root: Path, overwrite: bool = False) -> Prepared:
     """Build movie_reviews of vaderSentiment's source package, unless it is there already.
 
     Splits train, test, tweets and editorials, features text, label (negative, positive; -1 in
     the last two splits, which are public texts) and rating; see `movie_reviews`.
 
     Args:
-      source: vaderSentiment-3.3.2.tar.gz.
+      source: vaderSentiment-3.3.2.tar.gz; None only where the data set is there already.
       root: the TFDS folder.
+      overwrite: build it anew if it is there.
 
     Raises:
-      InputError: no source, another file than the published one, or anything wrong with the disk.
+      InputError: no source, another file than the published one, anything wrong with the disk, or a
+        data set that was made of another file.
     """
     path = root / movie_reviews.NAME / movie_reviews.VERSION
-    if path.exists():
+    if source is None and is_there(path) and not overwrite:
         return already(path)
     splits = read_movie_reviews(source)
+    assert source is not None  # which is refused
     keyed = {
         split: [
             (text.key, example) for text, example in zip(part.texts, part.examples(), strict=True)
@@ -114,9 +131,12 @@ def prepare_movie_reviews(source: Path | None, root: Path) -> Prepared:
         "rating": np.float32,
     }
     builder_type = _builder_type(movie_reviews.NAME, movie_reviews.VERSION, features, keyed)
-    builder = builder_type(data_dir=path.parent.parent, file_format=FILE_FORMAT)
-    sizes = {split: len(part.texts) for split, part in splits.items()}
-    return build(builder, sizes, ("SHA-256 of the source package as published",))
+
+    def make(folder: Path) -> Any:
+        return builder_type(data_dir=folder, file_format=FILE_FORMAT)
+
+    notes = ("SHA-256 of the source package as published",)
+    return build_or_compare(make, path, _content(keyed), source, notes, overwrite)
 
 
 def _builder_type(name: str, version: str, features: Mapping[str, Any], splits: Splits) -> Any:

@@ -2,13 +2,22 @@
 
 import contextlib
 import io
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from instahide_jax.data.content import (
+    Content,
+    SplitContent,
+    differences,
+    read_record,
+    write_record,
+)
 from instahide_jax.data.tfds_io import builder_of
 from instahide_jax.errors import InputError
 
@@ -45,30 +54,86 @@ def already(path: Path) -> Prepared:
     except (OSError, ValueError) as error:
         cause = str(error).partition("\n")[0]
         raise InputError(
-            f"{path} exists but is no data set ({cause}); remove it or choose another --data-dir"
+            f"{path} exists but is no data set ({cause}); give --overwrite to build it anew, or "
+            "choose another --data-dir"
         ) from error
     found = builder.info.file_format.value
     if found != FILE_FORMAT:
         raise InputError(
-            f"{path} holds the data set as {found}, which needs TensorFlow to read; "
-            f"remove it or choose another --data-dir to prepare it as {FILE_FORMAT}"
+            f"{path} holds the data set as {found}, which needs TensorFlow to read; give "
+            f"--overwrite or choose another --data-dir to prepare it as {FILE_FORMAT}"
         )
     return _describe(builder, path, built=False)
 
 
-def build(builder: Any, sizes: Mapping[str, int], notes: tuple[str, ...]) -> Prepared:
-    """Write the builder's examples and compare the result with what went in.
+def is_there(path: Path) -> bool:
+    """Whether a data set is there; one that a kill left aside while it was replaced is put back."""
+    aside = _aside(path)
+    if aside.exists():
+        if path.exists():  # the new one was in place, the old one not yet removed
+            shutil.rmtree(aside)
+        else:
+            aside.rename(path)
+    return path.exists()
 
-    Guarantees: the folder of the version appears only when it is whole; a run that is killed
-    leaves at most an `incomplete.*` folder beside it.
+
+def build_or_compare(
+    make: Callable[[Path], Any],
+    path: Path,
+    content: Content,
+    source: Path,
+    notes: tuple[str, ...],
+    overwrite: bool,
+) -> Prepared:
+    """Write a data set; one that is there is left alone if it was made of the same examples.
+
+    Args:
+      make: the builder that writes below a given TFDS folder.
+      path: NAME/VERSION or NAME/CONFIG/VERSION in the TFDS folder.
+      content: of the source.
+      source: for messages.
+      notes: what a user should know of a data set that is written.
+      overwrite: write it anew in any case.
+
+    Guarantees: the folder of the version appears only when it is whole, and an old one stays until
+    then; a run that is killed leaves at most an `incomplete.*` folder beside it.
 
     Raises:
-        InputError: for anything wrong with the disk.
+        InputError: for anything wrong with the disk, or a data set that was made of others.
     """
-    result = run_builder(builder, quiet=True)
-    if result.sizes != dict(sizes):
-        raise RuntimeError(f"wrote {result.sizes} examples of {dict(sizes)}")
+    if is_there(path) and not overwrite:
+        return _compare(path, content, source)
+    try:
+        result = run_builder(make, path, content, quiet=True)
+    except InputError as error:
+        raise InputError(f"{error}; free space, or choose another --data-dir") from error
+    if result.sizes != content.sizes:
+        raise RuntimeError(f"wrote {result.sizes} examples of {content.sizes}")
     return replace(result, notes=notes)
+
+
+def _compare(path: Path, content: Content, source: Path) -> Prepared:
+    """Report a data set that was made of the same examples.
+
+    Raises:
+        InputError: it was made of others, or there is no record of what it was made of.
+    """
+    result = already(path)
+    sizes = {name: SplitContent(size) for name, size in result.sizes.items()}
+    recorded = read_record(path) or Content(sizes)
+    differing = differences(recorded, content)
+    if differing:
+        raise InputError(
+            f"{path} was made of other examples than those of {source}: {'; '.join(differing)}; "
+            "give --overwrite to build it anew, or another --data-dir to keep both"
+        )
+    if not recorded.is_known:
+        raise InputError(
+            f"{path} has no record of its content, as TFDS or an earlier version made it, and "
+            f"cannot be compared with {source}; leave --source out to keep it, or give --overwrite "
+            "to build it anew"
+        )
+    return replace(result, notes=(f"of the same examples as {source}",))
 
 
 def _describe(builder: Any, path: Path, *, built: bool) -> Prepared:
@@ -77,8 +142,22 @@ def _describe(builder: Any, path: Path, *, built: bool) -> Prepared:
     return Prepared(name, version, path, sizes, built)
 
 
-def run_builder(builder: Any, *, quiet: bool) -> Prepared:
-    """`download_and_prepare`, with the errors of disk and network as InputErrors.
+def run_builder(
+    make: Callable[[Path], Any],
+    path: Path,
+    content: Content | None,
+    *,
+    quiet: bool,
+    downloads: Path | None = None,
+) -> Prepared:
+    """Build beside `path`, then move the result there, in the place of one that may be there.
+
+    Args:
+      make: the builder that writes below a given TFDS folder.
+      path: where the data set will be.
+      content: what it is made of; None records the sizes alone.
+      quiet: hide what TFDS prints.
+      downloads: where TFDS keeps what it downloads.
 
     Raises:
         InputError: for anything wrong with the disk or the network.
@@ -87,11 +166,39 @@ def run_builder(builder: Any, *, quiet: bool) -> Prepared:
     if quiet:
         tfds.disable_progress_bar()  # the examples bring a progress bar of their own
     try:
-        with hush:
-            builder.download_and_prepare()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="incomplete.", dir=path.parent) as folder, hush:
+            builder = make(Path(folder))
+            builder.download_and_prepare(download_dir=downloads)
+            result = _describe(builder, path, built=True)
+            known = Content({name: SplitContent(size) for name, size in result.sizes.items()})
+            write_record(Path(builder.data_dir), content or known)
+            _put(Path(builder.data_dir), path)
     except OSError as error:
-        raise InputError(f"cannot prepare {builder.data_dir}: {error}") from error
+        raise InputError(f"cannot prepare {path}: {error}") from error
     finally:
         if quiet:
             tfds.enable_progress_bar()
-    return _describe(builder, Path(builder.data_dir), built=True)
+    return result
+
+
+def _put(built: Path, path: Path) -> None:
+    """Move a whole data set into its place."""
+    settings = built.parent.parent / ".config"  # says which configuration is the default
+    if settings.is_dir():
+        shutil.copytree(settings, path.parent.parent / ".config", dirs_exist_ok=True)
+    aside = _aside(path)
+    if path.exists():
+        path.rename(aside)
+    try:
+        built.rename(path)
+    except BaseException:
+        if aside.exists():
+            aside.rename(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """Where an old data set is for the moment in which the new one takes its place."""
+    return path.with_name(f"replaced.{path.name}")

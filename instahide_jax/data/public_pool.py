@@ -88,7 +88,10 @@ class _Photo:
 
 
 def build_public_pool(
-    source: Path, out: Path, parameters: PoolParameters = PoolParameters()
+    source: Path,
+    out: Path,
+    parameters: PoolParameters = PoolParameters(),
+    overwrite: bool = False,
 ) -> PublicPool:
     """Cut patches from the photos below `source` and save the textured ones.
 
@@ -106,7 +109,8 @@ def build_public_pool(
             the SHA-256 of `out`; written last.
 
     Guarantees: the same photos, parameters and versions of Pillow and OpenCV give the same bytes.
-    `out` is never half written. A pool of the same photos and parameters is left alone.
+    `out` is never half written. A pool of the same photos and parameters is left alone; with
+    `overwrite` any pool at `out` is built anew, and the old one stays until the new one is whole.
 
     Raises:
         InputError: for a folder without photos, a photo that does not decode (named), too few
@@ -115,15 +119,15 @@ def build_public_pool(
     """
     keypoints = _keypoint_counter()
     if out.suffix != ".npy":
-        raise InputError(f"--out must end in .npy, got {out}")
-    if not out.exists():
+        raise InputError(f"--out is {out}; it must end in .npy")
+    if not out.exists() or (overwrite and not out.with_suffix(".json").exists()):
         check_outputs(out)
     photos = _find_photos(source, parameters)
     described: dict[str, Any] = {
         "parameters": {**asdict(parameters), "exclude": list(parameters.exclude)},
         "photos": [{"file": photo.name, "sha256": photo.sha256} for photo in photos],
     }
-    if out.exists():
+    if out.exists() and not overwrite:
         return existing(out, described)
     pool = _empty_pool(parameters)
     _fill(pool, photos, parameters, keypoints, source)
@@ -144,12 +148,7 @@ def load_public_pool(path: Path, image_shape: tuple[int, ...]) -> np.ndarray:
         InputError: when the file is missing, is no such array, or is not the one that the .json
             beside it describes (a pool without a .json is taken as it is).
     """
-    height, width, channels = image_shape
-    size = f" --size {height}" if height == width else ""
-    remedy = (
-        "build one with: instahide prepare public-pool --source FOLDER "
-        f"--out {path}{size} --channels {channels}"
-    )
+    remedy = _remedy(path, image_shape)
     try:
         pool = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -171,8 +170,21 @@ def load_public_pool(path: Path, image_shape: tuple[int, ...]) -> np.ndarray:
         )
     description = path.with_suffix(".json")
     if description.exists() and read_json(description).get("sha256") != sha256_of(path):
-        raise InputError(f"{description} describes another pool than {path}; remove both; {remedy}")
+        raise InputError(f"{description} describes another pool than {path}; {remedy}")
     return pool
+
+
+def _remedy(path: Path, image_shape: tuple[int, ...]) -> str:
+    """How to come to a pool for images of this shape."""
+    height, width, channels = image_shape
+    if height != width or channels not in (1, 3):
+        return f"save one with numpy.save: uint8 [M, {height}, {width}, {channels}]"
+    larger = f" --test-size {height}" if height > PoolParameters.test_size else ""
+    return (
+        "build one with: instahide prepare public-pool --source FOLDER "
+        f"--out {path.with_suffix('.npy')} --size {height} --channels {channels}{larger}"
+        f"{' --overwrite' if path.exists() else ''}"
+    )
 
 
 def _keypoint_counter() -> Callable[[np.ndarray], int]:
@@ -189,7 +201,7 @@ def _keypoint_counter() -> Callable[[np.ndarray], int]:
 
 def _find_photos(source: Path, parameters: PoolParameters) -> list[_Photo]:
     if not source.is_dir():
-        raise InputError(f"--source {source} is no folder")
+        raise InputError(f"--source {source} is no folder; give a folder of photographs")
     paths = {
         path.relative_to(source).as_posix(): path
         for path in source.rglob("*")
@@ -201,7 +213,10 @@ def _find_photos(source: Path, parameters: PoolParameters) -> list[_Photo]:
         if not any(fnmatch.fnmatch(name, pattern) for pattern in parameters.exclude)
     )
     if not names:
-        raise InputError(f"{source} holds no photos ({', '.join(PHOTO_SUFFIXES)})")
+        raise InputError(
+            f"{source} holds no photos ({', '.join(PHOTO_SUFFIXES)}), or --exclude leaves none; "
+            "give another --source or fewer patterns"
+        )
     return [
         _Photo(
             paths[name],

@@ -96,6 +96,8 @@ class TfdsImages(DataConfig):
       test: split.
       validation: images held out of the training split, from every class its share.
       data_dir: folder of prepared data sets; None is TFDS' own default.
+      resize: side in pixels of the squares to which images are scaled and cropped, as in
+        `TfdsStream`; needed where their sizes differ. None keeps them as they are.
     """
 
     name: str = "fashion_mnist"
@@ -103,10 +105,11 @@ class TfdsImages(DataConfig):
     test: str = "test"
     validation: int = 2000
     data_dir: str | None = None
+    resize: int | None = None
 
     def load(self) -> Dataset:
-        train = load_arrays(self.name, self.train, self.data_dir)
-        test = load_arrays(self.name, self.test, self.data_dir)
+        train = load_arrays(self.name, self.train, self.data_dir, self.resize)
+        test = load_arrays(self.name, self.test, self.data_dir, self.resize)
         return _in_memory(self, train, test, self.validation)
 
 
@@ -190,9 +193,8 @@ def held_out_rows(labels: np.ndarray, count: int) -> np.ndarray:
     """
     size = len(labels)
     if not 0 <= count < size:
-        raise InputError(
-            f"{count} examples are to be held out of {size}; hold out at most {size - 1}"
-        )
+        remedy = f"hold out at most {size - 1}" if size > 1 else "give more examples"
+        raise InputError(f"{count} examples are to be held out of {size}; {remedy}")
     by_label = np.argsort(labels, kind="stable")
     chosen = np.zeros(size, bool)
     chosen[by_label[np.arange(count) * size // max(1, count)]] = True
@@ -226,7 +228,7 @@ def _in_memory(config: DataConfig, train: Arrays, test: Arrays, validation: int)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InputError(
             f"training images are {train.images.shape[1:]}, test images {test.images.shape[1:]}; "
-            "they must be alike"
+            "they must be alike: scale both with data.resize, or take splits that are"
         )
     if validation < 1:
         raise InputError(f"data.validation is {validation}; hold out at least 1 image")
@@ -303,16 +305,19 @@ class PoolTfds(PoolConfig):
       name: TFDS name.
       split: in TFDS' notation.
       data_dir: folder of prepared data sets; None is TFDS' own default.
+      resize: side in pixels of the squares to which images are scaled and cropped; None keeps them
+        as they are.
     """
 
     name: str = "cifar100"
     split: str = "train"
     data_dir: str | None = None
+    resize: int | None = None
 
     def load(
         self, dataset: Dataset, shape: tuple[int, int, int]
     ) -> tuple[np.ndarray, Dataset, str]:
-        arrays = load_arrays(self.name, self.split, self.data_dir)
+        arrays = load_arrays(self.name, self.split, self.data_dir, self.resize)
         _check_pool_shape(arrays.images, shape)
         return arrays.images, dataset, arrays.identity
 
@@ -321,5 +326,6 @@ def _check_pool_shape(pool: np.ndarray, shape: tuple[int, int, int]) -> None:
     if pool.shape[1:] != shape:
         raise InputError(
             f"the public pool holds images of shape {pool.shape[1:]}, the private data {shape}; "
-            "they must be alike"
+            "they must be alike: scale them with public_pool.resize (PoolTfds) or data.resize, or "
+            "take a pool of this shape"
         )

@@ -4,7 +4,9 @@ import csv
 import difflib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,8 +14,9 @@ from instahide_jax.data.archives import read_file
 from instahide_jax.data.embedded import decoding
 from instahide_jax.errors import InputError
 
-# The number of a row's (last) line in the file, and its cells by column.
+# The number of a row's first line in the file, and its cells by column.
 Row = tuple[int, Mapping[str, Any]]
+_LIMIT = threading.Lock()  # of the csv module's limit, which is one for the whole process
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
@@ -21,6 +24,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 
     .tsv: a header line, cells separated by tabs, no quoting. .csv: a header line, commas, double
     quotes around cells that need them. .jsonl: one object per line, whose values may be anything.
+    Cells may have any length.
 
     Args:
       path: the file, whose suffix names its format.
@@ -50,29 +54,54 @@ def did_you_mean(name: str, known: Sequence[str], otherwise: str | None = None) 
     return otherwise or f"choose from {', '.join(known) or 'none'}"
 
 
+def split_lines(lines: Iterable[str]) -> Iterator[list[str]]:
+    """The cells of lines that are separated by tabs, without quoting; none of an empty line."""
+    for line in lines:
+        whole = line.removesuffix("\n")
+        yield whole.split("\t") if whole else []
+
+
 def _tsv(path: Path, file: TextIO, columns: Sequence[str]) -> Iterator[Row]:
-    return _delimited(path, csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), columns)
+    return _delimited(path, enumerate(split_lines(file), 1), columns)
 
 
 def _csv(path: Path, file: TextIO, columns: Sequence[str]) -> Iterator[Row]:
-    return _delimited(path, csv.reader(file, strict=True), columns)
+    return _delimited(path, _csv_rows(path, file), columns)
 
 
-def _delimited(path: Path, rows: Any, columns: Sequence[str]) -> Iterator[Row]:
-    """Rows of a `csv.reader`, whose first is the header."""
-    try:
-        header: list[str] = next(rows, [])
-        _check_columns(str(path), header, columns)
-        for row in rows:
-            if row and len(row) != len(header):
-                raise InputError(
-                    f"{path}, line {rows.line_num} has {len(row)} cells, the header "
-                    f"{len(header)}: correct the line"
-                )
-            if row:
-                yield rows.line_num, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise InputError(f"{path}, line {rows.line_num}: {error}: correct the line") from error
+def _csv_rows(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a .csv file, each with the number of its first line."""
+    reader = csv.reader(file, strict=True)
+    while True:
+        first = reader.line_num + 1
+        try:
+            with _LIMIT:  # held for one row: other readers of the process keep their limit
+                usual = csv.field_size_limit(sys.maxsize)
+                try:
+                    row = next(reader, None)
+                finally:
+                    csv.field_size_limit(usual)
+        except csv.Error as error:
+            raise InputError(f"{path}, line {first}: {error}: correct the line") from error
+        if row is None:
+            return
+        yield first, row
+
+
+def _delimited(
+    path: Path, rows: Iterator[tuple[int, list[str]]], columns: Sequence[str]
+) -> Iterator[Row]:
+    """Rows by column; the first is the header, empty ones are passed over."""
+    _, header = next(rows, (1, []))
+    _check_columns(str(path), header, columns)
+    for number, row in rows:
+        if row and len(row) != len(header):
+            raise InputError(
+                f"{path}, line {number} has {len(row)} cells, the header "
+                f"{len(header)}: correct the line"
+            )
+        if row:
+            yield number, dict(zip(header, row, strict=True))
 
 
 def _jsonl(path: Path, file: TextIO, columns: Sequence[str]) -> Iterator[Row]:
@@ -81,13 +110,17 @@ def _jsonl(path: Path, file: TextIO, columns: Sequence[str]) -> Iterator[Row]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line, object_pairs_hook=_Pairs)
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where} is not JSON: {error}; correct the line") from error
-        if not isinstance(row, dict):
+        if not isinstance(row, _Pairs):
             raise InputError(f"{where} is {row!r:.40}: expected an object; correct the line")
-        _check_columns(where, list(row), columns)
-        yield number, row
+        _check_columns(where, [name for name, _ in row], columns)
+        yield number, dict(row)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """The members of a JSON object, those that repeat a name too."""
 
 
 _READERS: Mapping[str, Callable[[Path, TextIO, Sequence[str]], Iterator[Row]]] = {

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from instahide_jax.data.glue import glue_task
+from instahide_jax.data.labels import UNLABELLED
 from instahide_jax.data.sources import held_out_rows
 from instahide_jax.data.texts import Texts, make_texts, read_table, texts_from_tfds
 from instahide_jax.data.tokenize import Tokenizer, encode, load_tokenizer, word_tokenizer
@@ -39,8 +40,10 @@ class TfdsText(TextSource):
       text: the feature with the text, or with the first one of a pair.
       second: the feature with the second one.
       label: a feature of classes, or of numbers for regression.
-      unlabelled: accept labels of -1, which mean that there is none.
+      unlabelled: accept labels of -1, which mean that there is none; does for public texts.
       data_dir: folder of prepared data sets; None is TFDS' own default.
+      drop_unlabelled: leave out texts without a label (-1, or NaN for regression), such as those of
+        SNLI on which the annotators did not agree, and say how many.
     """
 
     name: str
@@ -50,8 +53,14 @@ class TfdsText(TextSource):
     label: str = "label"
     unlabelled: bool = False
     data_dir: str | None = None
+    drop_unlabelled: bool = False
 
     def __post_init__(self) -> None:
+        if self.unlabelled and self.drop_unlabelled:
+            raise InputError(
+                "unlabelled and drop_unlabelled are both set; leave one out: the one keeps texts "
+                "without a label, the other drops them"
+            )
         if self.name.startswith("glue/"):
             glue_task(self.name.removeprefix("glue/").partition(":")[0])  # refuses unknown ones
 
@@ -64,6 +73,7 @@ class TfdsText(TextSource):
             second=self.second,
             data_dir=self.data_dir,
             unlabelled=self.unlabelled,
+            drop_unlabelled=self.drop_unlabelled,
         )
 
 
@@ -79,6 +89,9 @@ class TableText(TextSource):
         does for public texts.
       class_names: the classes; () are those that occur, sorted.
       regression: labels are numbers.
+      drop_unlabelled: leave out rows without a label (an empty cell, -, ?, nan, NULL, N/A and the
+        like), such as those of SNLI and MNLI on which the annotators did not agree, and say how
+        many. Otherwise such a row is an error.
     """
 
     path: str
@@ -87,6 +100,14 @@ class TableText(TextSource):
     label: str | None = "label"
     class_names: tuple[str, ...] = ()
     regression: bool = False
+    drop_unlabelled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.label is None and self.drop_unlabelled:
+            raise InputError(
+                "drop_unlabelled is set, but label is None, so no label is read; leave one of the "
+                "two out"
+            )
 
     def read(self) -> Texts:
         return read_table(
@@ -96,7 +117,7 @@ class TableText(TextSource):
             second=self.second,
             class_names=self.class_names or None,
             regression=self.regression,
-            label_optional=self.label is None,
+            drop_unlabelled=self.drop_unlabelled,
         )
 
 
@@ -242,6 +263,8 @@ class TextData:
         tests = {"test": self.test.read()}
         if self.other_test is not None:
             tests["other test"] = self.other_test.read()
+        for name, labelled in {"training": texts, **tests}.items():
+            _check_labelled(name, labelled)
         if texts.num_classes == 1:
             raise InputError(
                 f"all training texts are of the class {texts.class_names[0]!r}; give two classes"
@@ -250,7 +273,8 @@ class TextData:
             if others.class_names != texts.class_names:
                 raise InputError(
                     f"the training texts have classes {texts.class_names}, those of the {name} set "
-                    f"{others.class_names}; they must be alike: set class_names for both"
+                    f"{others.class_names}; they must be the same in the same order: set the "
+                    "class_names of tables (TableText)"
                 )
             if (others.second is None) != (texts.second is None):
                 raise InputError(
@@ -275,6 +299,17 @@ class TextData:
             {name: tokens_of(others) for name, others in tests.items()},
             None if public_texts is None else tokens_of(public_texts),
             tokenizer if folder is None else None,
+        )
+
+
+def _check_labelled(name: str, texts: Texts) -> None:
+    """Refuse to train or score on texts whose labels are hidden, which a source may have kept."""
+    hidden = texts.labels == UNLABELLED
+    if hidden.any() if texts.class_names else hidden.all():
+        raise InputError(
+            f"{hidden.sum()} of {len(hidden)} {name} texts have no label, and can be public texts "
+            "only: name the column or feature of the labels as label, and leave out texts without "
+            "one by drop_unlabelled=True instead of unlabelled=True"
         )
 
 

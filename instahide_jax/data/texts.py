@@ -4,8 +4,8 @@ TFDS sets must be stored as array_record, which is read without TensorFlow.
 """
 
 import hashlib
-import math
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from instahide_jax.data.embedded import label_message
+from instahide_jax.data.labels import UNLABELLED, Cell, cell, class_labels, number_labels
 from instahide_jax.data.tables import did_you_mean, read_rows
 from instahide_jax.data.tfds_io import check_record, open_builder, reading, split_files
 from instahide_jax.errors import InputError
 
-UNLABELLED = -1  # the label of a text whose label is hidden or unknown, as in TFDS
+_log = logging.getLogger(__name__)
 # Records read at once. One by one takes the longer the more a file holds: measured 600 a second of
 # MNLI's 392,702 pairs, in batches 12,000.
 _BATCH = 4096
@@ -117,8 +118,8 @@ def _class_labels(labels: np.ndarray, num_classes: int, unlabelled: bool) -> np.
         index = int(np.argmax(wrong))
         if labels[index] == UNLABELLED:
             raise InputError(
-                f"label {index} is -1, which means hidden: choose a split with labels, or read the "
-                "texts with unlabelled=True"
+                f"label {index} is -1, which means hidden: leave the text out, or pass "
+                "unlabelled=True for texts that nobody trains or scores on"
             )
         raise InputError(label_message(index, int(labels[index]), num_classes))
     return labels.astype(np.int32)
@@ -134,8 +135,8 @@ def _numbers(labels: np.ndarray, unlabelled: bool) -> np.ndarray:
         raise InputError(f"label {index} is {labels[index]}: must be finite; correct or remove it")
     if not unlabelled and (numbers == UNLABELLED).all():
         raise InputError(
-            "all labels are -1, which means hidden: choose a split with labels, or read the texts "
-            "with unlabelled=True"
+            "all labels are -1, which means hidden: give the labels, or pass unlabelled=True for "
+            "texts that nobody trains or scores on"
         )
     return numbers
 
@@ -164,7 +165,7 @@ def read_table(
     second: str | None = None,
     class_names: Sequence[str] | None = None,
     regression: bool = False,
-    label_optional: bool = False,
+    drop_unlabelled: bool = False,
 ) -> Texts:
     """Texts of a UTF-8 file with named columns, in its order.
 
@@ -172,19 +173,21 @@ def read_table(
     header line, commas, double quotes around cells that need them. .jsonl: one object per line.
     Empty lines are passed over.
 
+    A label that is empty or stands for nothing (-, ?, nan, NULL, N/A, None and the like) is an
+    error, unless `class_names` has it. Integers may be written as decimals: 1.0 is 1. Texts are
+    taken as they stand.
+
     Args:
       path: the file, whose suffix names its format.
       text: the column of the texts, of pairs the first.
-      label: the column of the labels; None where texts have none: all labels are then -1.
+      label: the column of the labels; None where texts have none: all labels are then -1 as
+        float32, as for regression.
       second: the column of the second texts of pairs.
       class_names: the classes, in order; a label is one of them, or the number of one. None: the
         distinct labels that occur, sorted (as numbers where all are integers). Give the training
         set's names for every other file, in which a class may be absent.
       regression: labels are numbers, and there are no classes.
-      label_optional: an empty label becomes -1 instead of an error.
-
-    Where no text has a label and no `class_names` are given there is no class: the labels are then
-    -1 as float32, as for regression.
+      drop_unlabelled: leave out rows without a label, and log a warning that says how many.
 
     Raises:
       InputError: no such file, another suffix, a damaged file, a column that is not there, a text
@@ -194,112 +197,56 @@ def read_table(
     if regression and class_names is not None:
         raise InputError(f"class_names are {tuple(class_names)} but labels are numbers: give one")
     texts: list[list[str]] = [[] for _ in (text, second)]
-    cells: list[_Cell] = []
+    cells: list[Cell] = []
     wanted = [column for column in (text, second, label) if column is not None]
+    rows = 0
     for line, row in read_rows(path, wanted):
+        rows += 1
+        if label is not None:
+            found = cell(f"{path}, line {line}", label, row[label])
+            if found.is_missing(class_names):
+                if not drop_unlabelled:
+                    found.refuse_missing(regression)
+                continue
+            cells.append(found)
         for part, column in zip(texts, (text, second), strict=True):
             if column is not None:
                 part.append(_text(path, line, column, row[column]))
-        cells.append(_cell(path, line, label, row, label_optional))
-    if not cells:
+    if not rows:
         raise InputError(f"{path} holds no row: give at least one")
-    labels, names = _labels(path, cells, class_names, regression)
+    _report_dropped(str(path), rows - len(texts[0]), rows)
+    names: tuple[str, ...] = ()
+    if label is None:
+        labels = np.full(rows, UNLABELLED, np.float32)
+    elif regression:
+        labels = number_labels(cells)
+    else:
+        labels, names = class_labels(path, cells, class_names)
     seconds = None if second is None else texts[1]
-    hidden = label is None or label_optional
-    return make_texts(texts[0], seconds, labels, names, unlabelled=hidden)
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """A label as it stands in the file, for messages with its line; None: there is none."""
-
-    line: int
-    value: str | None
+    return make_texts(texts[0], seconds, labels, names, unlabelled=label is None)
 
 
 def _text(path: Path, line: int, column: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise InputError(f"{path}, line {line}: {column} is {value!r:.40}: expected a string")
+        raise InputError(
+            f"{path}, line {line}: {column} is {value!r:.40}: expected a string; correct the line"
+        )
     return value
 
 
-def _cell(
-    path: Path, line: int, column: str | None, row: Mapping[str, Any], optional: bool
-) -> _Cell:
-    value = None if column is None else row[column]
-    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+def _report_dropped(what: str, count: int, total: int) -> None:
+    """Say how many rows are left out.
+
+    Raises:
+      InputError: if that leaves none.
+    """
+    if count == total:
         raise InputError(
-            f"{path}, line {line}: {column} is {value!r:.40}: expected a number or a class name"
+            f"{what}: none of {total} rows has a label; label the rows, or set label=None where "
+            "labels are not needed (public texts)"
         )
-    if isinstance(value, float) and value.is_integer():  # JSON's 1.0 is the class 1
-        value = int(value)
-    if value is not None and (stripped := str(value).strip()):
-        return _Cell(line, stripped)
-    if column is not None and not optional:
-        raise InputError(
-            f"{path}, line {line}: {column} is empty: fill it in, or read the table with "
-            "label_optional=True"
-        )
-    return _Cell(line, None)
-
-
-def _labels(
-    path: Path, cells: list[_Cell], class_names: Sequence[str] | None, regression: bool
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels [N] and names of classes; -1 where a cell is empty."""
-    found = {cell.value for cell in cells if cell.value is not None}
-    if regression or (class_names is None and not found):
-        return np.array([_number(path, cell) for cell in cells], np.float64), ()
-    if class_names is None and (decimal := next(filter(_is_decimal, sorted(found)), None)):
-        raise InputError(
-            f"{path}: labels such as {decimal!r} are no classes; set regression=True to learn "
-            "numbers, or name the class_names"
-        )
-    names = tuple(sorted(found, key=_order(found)) if class_names is None else class_names)
-    numbers: dict[str | None, int] = {name: number for number, name in enumerate(names)}
-    if not any(map(_is_integer, names)):  # else "1" could be meant as a name or as a number
-        numbers |= {str(number): number for number in range(len(names))}
-    for cell in cells:
-        if cell.value is not None and cell.value not in numbers:
-            raise InputError(
-                f"{path}, line {cell.line}: the label {cell.value!r} is no class; "
-                f"{did_you_mean(cell.value, names)}"
-            )
-    numbers[None] = UNLABELLED
-    return np.array([numbers[cell.value] for cell in cells], np.int64), names
-
-
-def _is_integer(value: str) -> bool:
-    return value.removeprefix("-").isdecimal()
-
-
-def _is_decimal(value: str) -> bool:
-    """Whether a label is a number but no integer."""
-    try:
-        return math.isfinite(float(value)) and not _is_integer(value)
-    except ValueError:
-        return False
-
-
-def _order(values: set[str]) -> Callable[[str], Any]:
-    """A key to sort by: as numbers where all values are integers, else as strings."""
-    if all(map(_is_integer, values)):
-        return lambda value: (int(value), value)
-    return str
-
-
-def _number(path: Path, cell: _Cell) -> float:
-    if cell.value is None:
-        return UNLABELLED
-    try:
-        number = float(cell.value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(
-            f"{path}, line {cell.line}: the label {cell.value!r} is no finite number: correct it"
-        )
-    return number
+    if count:
+        _log.warning("%s: left out %d of %d rows, which have no label", what, count, total)
 
 
 # --- TFDS ----------------------------------------------------------------------------------------
@@ -314,6 +261,7 @@ def texts_from_tfds(
     second: str | None = None,
     data_dir: str | None = None,
     unlabelled: bool = False,
+    drop_unlabelled: bool = False,
 ) -> Texts:
     """Texts of a prepared TFDS split, in its order.
 
@@ -326,7 +274,10 @@ def texts_from_tfds(
         have none: all labels are then -1 as float32, as for regression.
       second: the feature of the second texts of pairs.
       data_dir: folder of prepared sets; default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-      unlabelled: accept labels of -1, as GLUE's test splits have them.
+      unlabelled: accept labels of -1, as GLUE's test splits have them, for texts that nobody trains
+        or scores on.
+      drop_unlabelled: leave out examples whose class is -1 (those of SNLI on which the annotators
+        did not agree) or whose number is NaN, and log a warning that says how many.
 
     Raises:
       InputError: a data set, config, version or split that is not prepared (with the command that
@@ -355,10 +306,24 @@ def texts_from_tfds(
                 for column in columns:
                     texts[column].append(record[column].decode())
             labels.append(UNLABELLED if label is None else record[label])
+    values = np.array(labels, np.int64 if names else np.float32)
+    hidden = values == UNLABELLED if names else np.isnan(values)
+    what = f"{name}[{split}]"
+    if drop_unlabelled:
+        _report_dropped(what, int(hidden.sum()), total)
+        kept = np.flatnonzero(~hidden)
+        texts = {column: [part[i] for i in kept] for column, part in texts.items()}
+        values = values[kept]
+    elif hidden.any() and not unlabelled:
+        raise InputError(
+            f"{what}: label {np.argmax(hidden)} is {values[np.argmax(hidden)]}, which is no label: "
+            "choose a split with labels, or set drop_unlabelled=True to leave out texts without "
+            "one, or unlabelled=True where labels are not needed (public texts)"
+        )
     return make_texts(
         texts[text],
         None if second is None else texts[second],
-        np.array(labels, np.int64 if names else np.float32),
+        values,
         names,
         unlabelled=unlabelled or label is None,
     )

@@ -23,8 +23,7 @@ from tqdm import tqdm
 from instahide_jax.data.embedded import (
     MODE_OF_CHANNELS,
     Arrays,
-    arrays_from_npz,
-    check_arrays,
+    check_size,
     decode_image,
     decoding,
     label_message,
@@ -32,24 +31,6 @@ from instahide_jax.data.embedded import (
 )
 from instahide_jax.data.tables import did_you_mean
 from instahide_jax.errors import InputError
-
-__all__ = [
-    "Arrays",
-    "Split",
-    "arrays_from_npz",
-    "builder_of",
-    "check_arrays",
-    "check_record",
-    "data_root",
-    "is_name",
-    "load_arrays",
-    "make_arrays",
-    "open_builder",
-    "open_split",
-    "read_example",
-    "reading",
-    "split_files",
-]
 
 # Text sets that `instahide prepare` makes of local files; TFDS lists neither without TensorFlow.
 _PREPARED_FROM = {"glue": "FOLDER_OR_ZIP", "movie_reviews": "vaderSentiment-3.3.2.tar.gz"}
@@ -146,15 +127,19 @@ def open_builder(name: str, data_dir: str | None) -> Any:
         array_record.
     """
     folder = _find_prepared(name, data_root(data_dir))
-    with decoding(f"the description in {folder}", f"remove it and prepare {name} again"):
+    with decoding(f"the description in {folder}", _anew(name)):
         builder = builder_of(folder)
     found = builder.info.file_format.value
     if found != "array_record":
         raise InputError(
-            f"{name} in {folder} is stored as {found}, expected array_record: "
-            f"remove the folder and run `instahide prepare {name}`"
+            f"{name} in {folder} is stored as {found}, expected array_record: {_anew(name)}"
         )
     return builder
+
+
+def _anew(name: str) -> str:
+    base = name.partition(":")[0]
+    return f"run `instahide prepare {base} --overwrite`, with --source and --data-dir as before"
 
 
 def builder_of(folder: Path) -> Any:
@@ -186,7 +171,7 @@ def split_files(builder: Any, name: str, split: str) -> tuple[int, list[Path]]:
         raise InputError(f"split {split!r} of {name} is empty: available are {available}")
     for file in files:
         if not file.is_file():
-            raise InputError(f"{file} is missing: prepare {name} again in a new folder")
+            raise InputError(f"{file} is missing: {_anew(name)}")
     return num_examples, files
 
 
@@ -287,15 +272,23 @@ def _image_and_label(
 
     keys = list(features) if isinstance(features, tfds.features.FeaturesDict) else []
     if "image" not in keys or "label" not in keys:
-        raise InputError(f'{name} has features {", ".join(keys) or None}: needs "image", "label"')
+        raise InputError(
+            f'{name} has features {", ".join(keys) or None}: needs "image", "label"; choose another'
+        )
     image, label = features["image"], features["label"]
     if len(image.shape or ()) != 3 or image.np_dtype != np.uint8:
-        raise InputError(f'"image" of {name} is {image}: expected uint8 of shape (H, W, C)')
+        raise InputError(
+            f'"image" of {name} is {image}: expected uint8 (H, W, C); choose another data set'
+        )
     height, width, channels = image.shape
     if channels not in (None, *MODE_OF_CHANNELS):
-        raise InputError(f'"image" of {name} has {channels} channels: expected 1, 3 or 4')
+        raise InputError(
+            f'"image" of {name} has {channels} channels: expected 1, 3 or 4; choose another set'
+        )
     if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
-        raise InputError(f'"label" of {name} is {label}: expected a ClassLabel with classes')
+        raise InputError(
+            f'"label" of {name} is {label}: expected classes (ClassLabel); choose another data set'
+        )
     return (height, width, channels), label
 
 
@@ -307,7 +300,7 @@ def reading(source: Any, name: str, start: int, stop: int) -> AbstractContextMan
     records = f"record {start}" if stop == start + 1 else f"records {start} to {stop - 1}"
     return decoding(
         lambda: f"{_record_files(source, start, stop)}, {name}: {records}",
-        "remove its folder and prepare the data set again",
+        "prepare the data set anew with `instahide prepare ... --overwrite`",
     )
 
 
@@ -351,33 +344,38 @@ def read_example(split: Split, index: int, size: int | None = None) -> tuple[np.
     return image, label
 
 
-def load_arrays(name: str, split: str, data_dir: str | None = None) -> Arrays:
+def load_arrays(
+    name: str, split: str, data_dir: str | None = None, size: int | None = None
+) -> Arrays:
     """Decode a whole TFDS split into memory, images uint8 [N, H, W, C], in the order of the split.
 
-    Shows a progress bar when it takes longer than a second. Arguments as for `open_split`.
+    Shows a progress bar when it takes longer than a second. Arguments as for `open_split`; `size`
+    as for `decode_image`.
 
     Raises:
       InputError: whatever `open_split` finds, a corrupt image (with its record index), images of
-        different shapes, or a label out of range.
+        different shapes without `size`, or a label out of range.
     """
+    check_size(size)
     opened = open_split(name, split, data_dir)
     total = opened.num_examples
-    shape = read_example(opened, 0)[0].shape
+    shape = read_example(opened, 0, size)[0].shape
     try:
         images = np.empty((total, *shape), np.uint8)
     except MemoryError as error:
         raise InputError(
-            f"{opened.name} needs {total * math.prod(shape) / 1e9:.0f} GB of memory: stream it"
+            f"{opened.name} needs {total * math.prod(shape) / 1e9:.0f} GB of memory: take a part, "
+            "such as train[:10%], or stream it (TfdsStream)"
         ) from error
     labels = np.empty(total, np.int32)
 
     def decode(start: int) -> int:
         for index in range(start, stop := min(start + 256, total)):
-            image, labels[index] = read_example(opened, index)
+            image, labels[index] = read_example(opened, index, size)
             if image.shape != shape:
                 raise InputError(
-                    f"{opened.name}: image {index} has shape {image.shape}, image 0 {shape}: "
-                    "arrays need one shape; stream the data set with a resize instead"
+                    f"{opened.name}: image {index} has shape {image.shape}, image 0 {shape}: give "
+                    "a size to scale all to (resize in a config, --size of instahide encrypt)"
                 )
             images[index] = image
         return stop - start

@@ -42,7 +42,10 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokeniz
     elif words.is_file():
         source, tokenizer = words, _wordpiece(words, folder / "tokenizer_config.json")
     else:
-        raise InputError(f"{folder} holds no vocabulary: neither {whole.name} nor {words.name}")
+        raise InputError(
+            f"{folder} holds no vocabulary: neither {whole.name} nor {words.name}; name a folder "
+            "that does"
+        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = False
@@ -51,7 +54,7 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokeniz
     if vocab_size is not None and largest >= vocab_size:
         raise InputError(
             f"the vocabulary in {source} numbers its tokens up to {largest} and the model knows "
-            f"{vocab_size}; take the vocabulary that belongs to the model"
+            f"{vocab_size}; take the vocabulary that belongs to the model, or a larger vocab_size"
         )
     return tokenizer
 

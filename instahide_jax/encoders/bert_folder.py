@@ -109,7 +109,10 @@ def from_folder(path: str | Path, **settings: Any) -> Bert:
         raise InputError(f"model_type in {file} is {kind!r}; it must be 'bert' or 'roberta'")
     for name, value in _FIXED.items():
         if content.get(name, value) != value:
-            raise InputError(f"{name} in {file} is {content[name]!r}; only {value!r} is supported")
+            raise InputError(
+                f"{name} in {file} is {content[name]!r}; only {value!r} is supported: take another "
+                "model"
+            )
     values: dict[str, Any] = {
         field: _number(file, content, name, int) for field, name in _SIZES.items()
     }
@@ -305,7 +308,9 @@ def _to_json(config: Bert) -> dict[str, Any]:
 def _tokenizer_files(folder: Path) -> list[Path]:
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not files:
-        raise InputError(f"{folder} holds no vocab.txt or tokenizer.json to copy")
+        raise InputError(
+            f"{folder} holds no vocab.txt or tokenizer.json to copy; name a folder that does"
+        )
     return files
 
 

@@ -62,7 +62,10 @@ class LeNet5(EncoderConfig):
 
     def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
         if min(shape[:2]) < 16:
-            raise InputError(f"LeNet-5 needs images of at least 16x16, not {shape[:2]}")
+            raise InputError(
+                f"LeNet-5 needs images of at least 16x16, not {shape[:2]}: resize them, or take "
+                "another encoder"
+            )
         return _LeNet5(self, shape, rngs)
 
 

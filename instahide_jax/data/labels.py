@@ -1,0 +1,197 @@
+"""Labels as they stand in files: which cells hold none, which classes and numbers are meant."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instahide_jax.data.tables import did_you_mean
+from instahide_jax.errors import InputError
+
+UNLABELLED = -1  # the label of a text whose label is hidden or unknown, as in TFDS
+# What programs and people write into a cell for which they have nothing: pandas, R, databases,
+# spreadsheets, SNLI and MNLI (a dash where the annotators did not agree). In lower case.
+_NOTHING = frozenset(
+    (
+        *("", "-", "--", "---", "–", "—", "?", "??", ".", "nan", "-nan", "+nan", "nat"),
+        *("null", "(null)", "nil", "none", "undefined", "na", "n/a", "n.a.", "<na>", "<n/a>"),
+        *("#n/a", "#na", "#null!", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "\\n"),
+    )
+)
+_INFINITIES = ("inf", "+inf", "-inf", "infinity", "+infinity", "-infinity")
+_INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_LARGEST = 18  # digits of an integer that is written with a point or an exponent
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A label as it stands in a file.
+
+    Attributes:
+      where: file and line, for messages.
+      column: likewise.
+      text: without spaces around it; of JSON values their text.
+    """
+
+    where: str
+    column: str
+    text: str
+
+    @property
+    def value(self) -> str:
+        """The text; of an integer the one way to write it."""
+        return as_integer(self.text)
+
+    def is_missing(self, class_names: Sequence[str] | None) -> bool:
+        """Whether the cell says that there is no label, and is none of the classes.
+
+        Beside named classes also where it is -1, as data sets number hidden labels.
+        """
+        hidden = class_names is not None and self.value == str(UNLABELLED)
+        if not hidden and self.text.lower() not in _NOTHING:
+            return False
+        names = class_names or ()
+        return self.text not in names and self.value not in map(as_integer, names)
+
+    def refuse_missing(self, regression: bool) -> None:
+        """Say that there is no label, and what to do."""
+        found = f"{self.text!r}, which is no label" if self.text else "empty"
+        listed = "" if regression else ", or list it in class_names where it is a class"
+        raise InputError(
+            f"{self.where}: {self.column} is {found}: fill it in, or set drop_unlabelled=True to "
+            f"leave out rows without a label{listed}"
+        )
+
+
+def cell(where: str, column: str, value: Any) -> Cell:
+    """The cell of a value as a table gives it: a string, or any value of JSON.
+
+    Raises:
+      InputError: for true, false, a list or an object.
+    """
+    if value is None:
+        return Cell(where, column, "null")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(
+            f"{where}: {column} is {value!r:.40}: expected a number or a class name; write one"
+        )
+    return Cell(where, column, str(value).strip())
+
+
+def as_integer(text: str) -> str:
+    """An integer without plus, point and exponent: "1.0", "+1" and "1e0" become "1".
+
+    What is no integer stays as it is, and so does what has zeros in front, as codes have ("01").
+    """
+    if not _INTEGER.fullmatch(text):
+        return text
+    number = Decimal(text)
+    if number.adjusted() > _LARGEST or number != number.to_integral_value():
+        return text
+    return str(int(number))
+
+
+def as_number(text: str) -> float | None:
+    """The finite number that a text writes in digits; None for any other text."""
+    number = float(text) if _NUMBER.fullmatch(text) else math.inf
+    return number if math.isfinite(number) else None
+
+
+def class_labels(
+    path: Path, cells: Sequence[Cell], class_names: Sequence[str] | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Numbers of classes, int64 [N], and the classes' names.
+
+    Args:
+      path: the file, for messages.
+      cells: none of which is missing.
+      class_names: the classes, in order; a label is one of them, or the number of one where none of
+        them is itself a number. None: the labels that occur, sorted (as numbers where all are
+        integers).
+
+    Raises:
+      InputError: a label that is no class; without names also numbers that are no integers, and
+        one integer in two spellings.
+    """
+    if class_names is None:
+        names = _occurring(path, cells)
+        numbers = {name: number for number, name in enumerate(names)}
+        return np.array([numbers[cell.value] for cell in cells], np.int64), names
+    names = tuple(class_names)
+    numbers = {name: number for number, name in enumerate(names)}
+    for number, name in enumerate(names):
+        numbers.setdefault(as_integer(name), number)
+    if not any(_is_integer(as_integer(name)) for name in names):
+        # Else "1" could be meant as a name or as a number.
+        numbers |= {str(number): number for number in range(len(names))}
+    labels = []
+    for cell in cells:
+        label = numbers.get(cell.text, numbers.get(cell.value))
+        if label is None:
+            raise InputError(
+                f"{cell.where}: the label {cell.text!r} is no class; "
+                f"{did_you_mean(cell.text, names)}"
+            )
+        labels.append(label)
+    return np.array(labels, np.int64), names
+
+
+def _occurring(path: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
+    found = {cell.value for cell in cells}
+    decimal = next((value for value in sorted(found) if _is_decimal(value)), None)
+    if decimal is not None:
+        raise InputError(
+            f"{path}: labels such as {decimal!r} are no classes; set regression=True to learn "
+            "numbers, or name the class_names"
+        )
+    spelled: dict[int, str] = {}
+    for cell in cells:
+        value = cell.value
+        if _is_integer(value) and spelled.setdefault(int(value), value) != value:
+            raise InputError(
+                f"{cell.where}: the label {cell.text!r} is the number {int(value)}, which also "
+                f"stands as {spelled[int(value)]!r}: write it in one way, or name the class_names"
+            )
+        if value.lower() in _INFINITIES:
+            raise InputError(
+                f"{cell.where}: the label {cell.text!r} is no finite number: correct it, or list "
+                "it in class_names where it is a class"
+            )
+    return tuple(sorted(found, key=_order(found)))
+
+
+def number_labels(cells: Sequence[Cell]) -> np.ndarray:
+    """Labels that are numbers, float64 [N].
+
+    Raises:
+      InputError: for one that is not, or not finite.
+    """
+    numbers = [as_number(cell.text) for cell in cells]
+    for cell, number in zip(cells, numbers, strict=True):
+        if number is None:
+            raise InputError(
+                f"{cell.where}: the label {cell.text!r} is no finite number: correct it"
+            )
+    return np.array(numbers, np.float64)
+
+
+def _is_integer(value: str) -> bool:
+    return value.removeprefix("-").isdecimal()
+
+
+def _is_decimal(value: str) -> bool:
+    """Whether a label is a finite number but no integer."""
+    return as_number(value) is not None and not _is_integer(value)
+
+
+def _order(values: set[str]) -> Callable[[str], Any]:
+    """A key to sort by: as numbers where all values are integers, else as strings."""
+    if all(map(_is_integer, values)):
+        return lambda value: (int(value), value)
+    return str
