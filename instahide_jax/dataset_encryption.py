@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
@@ -82,13 +82,13 @@ def encrypt_dataset(
 
     The encryptions of all passes come in one order, a uniformly random one of all that there are,
     drawn from the same secret: `encryption_order` gives it back to who has that. An order that
-    somebody else knows would tell which encryptions are of the same image, which is the first step
-    of the published attack, and with the source's order, of which image.
+    others know would tell them which encryptions are of the same image, which is the clustering
+    step of the published attack, and with the source's order, of which image.
 
-    Beside data and pool, which goes to the device whole, this takes a constant amount of memory for
-    a batch with its partners, and for every encryption 4 bytes for the number of each private
-    partner and 8 for its place in the order (25 while the order is drawn). The arrays may be memory
-    maps.
+    The arrays may be memory maps. Beside them this takes a constant amount of memory, for a batch
+    with its partners; the size of the public pool, which goes to the device; and for every
+    encryption 4 bytes for the number of each private partner and 8 for its place in the order (25
+    while the order is drawn).
 
     Args:
       secret: the owner's secret.
@@ -134,7 +134,7 @@ def encryption_order(
 ) -> np.ndarray:
     """Of which image each result of `encrypt_dataset` is, given what that was given.
 
-    For the owner alone: whoever has it, has the first step of the published attack.
+    For the owner alone: whoever has it needs no clustering to attack the encryptions.
 
     Returns:
       int64 [passes * N]: result r, counted over all batches, is the encryption of image
@@ -158,9 +158,7 @@ def _encrypted(
     bound = run_secret.stream("encrypt_dataset")
     pool = None if data.pool is None else jnp.asarray(data.pool[:])
     with tqdm(total=total, desc="encrypt", unit="image", disable=not progress) as bar:
-        order: Sequence[int] | np.ndarray = range(total)
-        if shuffle:
-            order = _order(run_secret, passes, size)
+        order: Any = _order(run_secret, passes, size) if shuffle else range(total)
         # Of all passes, because any batch of a shuffled order has rows of many.
         row_parents = _draw_row_parents(bound, np.arange(passes, dtype=np.uint32))
         partners = np.empty((passes, size, data.scheme.num_partners), np.int32)
@@ -206,7 +204,17 @@ def _hide_rows(
     *,
     scheme: InstaHide,
 ) -> Any:
-    """Encryptions of images [B] in passes `numbers` [B], with the partners of each one below it."""
+    """Encryptions of images [B] in passes `numbers` [B].
+
+    Args:
+      row_parents: of all passes, see `_draw_row_parents`.
+      numbers: of the passes.
+      images: numbers of the images.
+      batch: the images themselves, with labels.
+      mixed_in: their partners, row after row, [B * num_partners].
+      pool: public images, or None.
+      scheme: the parameters.
+    """
     count, size = scheme.num_partners, len(images)
     keys = jax.vmap(jax.random.fold_in)(row_parents[numbers], images)
     partners = jnp.arange(size * count, dtype=jnp.int32).reshape(size, count)
@@ -270,7 +278,8 @@ def _open(data: Any, public_pool: Any, scheme: Any) -> _Data:
     is_soft = labels.given.ndim == 2
     hard = np.zeros(len(labels), np.int32) if is_soft else labels.given
     is_hard = hard.dtype.kind in "iu" and hard.size > 0
-    check_arrays(images.given, hard, scheme.num_classes or (int(hard.max()) if is_hard else 0) + 1)
+    largest = max(0, int(hard.max())) if is_hard else 0
+    check_arrays(images.given, hard, scheme.num_classes or largest + 1)
     if is_soft:
         _check_soft(labels)
     pool = None

@@ -10,7 +10,7 @@ from instahide_jax.config import to_json
 from instahide_jax.data.embedded import Arrays, arrays_from_npz
 from instahide_jax.data.image_folder import arrays_from_folder
 from instahide_jax.data.public_pool import load_public_pool
-from instahide_jax.data.sources import Statistics, measure_statistics, round_statistics
+from instahide_jax.data.sources import measure_statistics, round_statistics
 from instahide_jax.data.tfds_io import is_name, load_arrays
 from instahide_jax.dataset_encryption import encrypt_dataset, encryption_order
 from instahide_jax.encrypt_files import (
@@ -39,10 +39,10 @@ def encrypt(arguments: "EncryptArguments") -> None:
     data = _load(arguments)
     shape = data.images.shape[1:]
     _check_statistics(scheme, data.images)
-    measured = Statistics((), ())
+    statistics: Any = (scheme.mean, scheme.std)
     if scheme.mean is None:
-        measured = round_statistics(measure_statistics(data.images))
-    scheme = scheme.for_data(data.num_classes, *measured)
+        statistics = round_statistics(measure_statistics(data.images))
+    scheme = scheme.for_data(data.num_classes, *statistics)
     pool = load_public_pool(arguments.public_pool, shape) if arguments.public_pool else None
     is_new = not secret_file.exists()
     if is_new and out is None:

@@ -435,6 +435,7 @@ NO_ARRAYS = {
     "matrix": ({"label": ARRAYS.labels[None].view(np.matrix)}, "21 images but 1 labels"),
     "floats": ({"label": ARRAYS.labels * 1.0}, "labels have dtype float64: convert to integers"),
     "NaN": ({"label": np.full(21, np.nan)}, "labels have dtype float64: convert to integers"),
+    "negative": ({"label": -1 - ARRAYS.labels}, r"label 0 is -1: must be in \[0, "),
     "no labels": ({"label": []}, "21 images but 0 labels"),
     "beyond float32": ({"image": FLOATS * 1e300}, "image 0 holds NaN or infinite pixels"),
     "beyond float32, soft": (
