@@ -1,5 +1,6 @@
 """Train networks on hidden data: InstaHide and TextHide in JAX and Flax."""
 
+from instahide_jax.dataset_encryption import encrypt_dataset, encryption_order
 from instahide_jax.errors import InputError
 from instahide_jax.hiding import NoHiding
 from instahide_jax.instahide import InstaHide, encrypt
@@ -22,6 +23,8 @@ __all__ = [
     "TextHide",
     "draw_partners",
     "encrypt",
+    "encrypt_dataset",
+    "encryption_order",
     "hide",
     "insecure_key",
     "insecure_secret",

@@ -71,17 +71,21 @@ class PublicPoolArguments:
 class EncryptArguments:
     """Hide a data set and write encrypted images with soft labels.
 
-    Released encryptions have been attacked with success: read docs/threat_model.md first.
+    Released encryptions have been attacked with success: read docs/threat_model.md first. The file
+    tells: which classes an image mixes and, by its label, in which shares; the magnitude of every
+    mixed pixel; and in clear the scheme, the names of all classes, mean and standard deviation of
+    the private pixels (two digits), the number of passes and this package's version. It does not
+    tell which encryptions are of one image: all passes are shuffled together.
     """
 
     source: Annotated[str, tyro.conf.Positional]
     """Name of a prepared TFDS data set, a .npz file with "image" and "label", or a folder with one
     folder of images per class."""
-    out: Path
-    """The file to write: .npz with image, label and description, or .npy with the images, beside it
-    .labels.npy and .json."""
     secret_file: Path
     """The secret of mode 0600; made where it does not exist. Keep it, and keep it private."""
+    out: Path | None = None
+    """The file to write: .npz with image, label and description, or .npy with the images, beside it
+    .labels.npy and .json."""
     mode: Literal["inside", "cross"] = "inside"
     """Mix private images only, or two private ones with public ones."""
     k: int | None = None
@@ -90,6 +94,19 @@ class EncryptArguments:
     """The .npy file of `instahide prepare public-pool`, for cross."""
     passes: int = 1
     """Encryptions of every image."""
+    keep_order: bool = False
+    """Do not shuffle: row N t + i is image i of N in pass t. Do not release such a file: its order
+    hands an attacker the clustering step of the published attack, which finds the encryptions of
+    one image, and whoever has the source's order knows the image of every row."""
+    order_file: Path | None = None
+    """Write which image each row is to this .npy file, of mode 0600: N t + i for image i of N in
+    pass t. For the owner only. Without --out nothing else is written: so the secret, the source and
+    the options of an earlier call give the order of that call's file."""
+    mean: tuple[float, ...] | None = None
+    """Mean per channel, or one for all, of pixels in [0, 1], by which images are standardised; it
+    is released. Default: that of the images, rounded to the second digit of --std."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation, likewise."""
     mask: Literal["sign", "abs", "none"] = "sign"
     """Random signs, or absolute values, or nothing (which hides nothing)."""
     renormalise_labels: bool = False
@@ -100,8 +117,8 @@ class EncryptArguments:
     """The TFDS folder. Default: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     size: int | None = None
     """Side in pixels to which images are scaled and cropped; needed where their sizes differ."""
-    batch_size: int = 1024
-    """Encryptions made at once; bounds the memory."""
+    batch_size: int | None = None
+    """Encryptions made at once; bounds the memory. Default: as many as make 16 MB, at most 1024."""
 
 
 def prepare_command(arguments: PrepareArguments) -> None:

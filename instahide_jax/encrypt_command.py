@@ -4,19 +4,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from instahide_jax.config import to_json
 from instahide_jax.data.embedded import Arrays, arrays_from_npz, resized
 from instahide_jax.data.image_folder import arrays_from_folder
 from instahide_jax.data.public_pool import load_public_pool
-from instahide_jax.data.sources import measure_statistics
+from instahide_jax.data.sources import measure_statistics, round_statistics
 from instahide_jax.data.tfds_io import is_name, load_arrays
+from instahide_jax.dataset_encryption import encrypt_dataset, encryption_order
 from instahide_jax.encrypt_files import (
+    check_new_file,
     check_output,
-    encrypt_dataset,
     output_files,
     write_encrypted,
 )
 from instahide_jax.errors import InputError
+from instahide_jax.files import private_file
 from instahide_jax.instahide import InstaHide
 from instahide_jax.secret import read_secret, secret_key, write_secret
 
@@ -30,58 +34,139 @@ def encrypt(arguments: "EncryptArguments") -> None:
     Raises:
       InputError: for data, pool, secret or output that cannot be used.
     """
-    out, secret_file = arguments.out.expanduser(), arguments.secret_file.expanduser()
-    check_output(out)
-    if secret_file.resolve() in {file.resolve() for file in output_files(out)}:
-        raise InputError(f"--secret-file {secret_file} is a file of the output; name another one")
+    out, order_file, secret_file = _check_files(arguments)
+    scheme = _scheme(arguments)
+    data = _load(arguments)
+    shape = data.images.shape[1:]
+    _check_statistics(scheme, data.images)
+    statistics: Any = (scheme.mean, scheme.std)
+    if scheme.mean is None:
+        statistics = round_statistics(measure_statistics(data.images))
+    scheme = scheme.for_data(data.num_classes, *statistics)
+    pool = load_public_pool(arguments.public_pool, shape) if arguments.public_pool else None
+    is_new = not secret_file.exists()
+    if is_new and out is None:
+        raise InputError(
+            f"--secret-file {secret_file} does not exist, so nothing is hidden under it; name the "
+            "secret of the file whose order is wanted, or give --out"
+        )
+    secret = secret_key() if is_new else read_secret(secret_file)
+    given = {"image": data.images, "label": data.labels}
+    settings: dict[str, Any] = {"scheme": scheme, "passes": arguments.passes}
+    if out is not None:
+        batches = encrypt_dataset(
+            secret,
+            given,
+            pool,
+            batch_size=arguments.batch_size,
+            shuffle=not arguments.keep_order,
+            **settings,
+        )
+        if is_new:  # only now, when the data has been found in order
+            write_secret(secret_file, secret)
+        total = arguments.passes * len(data.labels)
+        try:
+            write_encrypted(out, batches, total, _description(scheme, arguments.passes, data))
+        except InputError:
+            if is_new:  # it has hidden nothing that is left
+                secret_file.unlink()
+            raise
+        order = "in the order of the source" if arguments.keep_order else "in a secret order"
+        size = "x".join(map(str, shape))
+        print(f"{out}: {total:,} encryptions of {len(data.labels):,} images of {size}, {order}")
+    if order_file is not None:
+        _write_order(order_file, encryption_order(secret, given, pool, **settings))
+
+
+def _description(scheme: InstaHide, passes: int, data: Arrays) -> dict[str, Any]:
+    """What goes with the encryptions in clear: what training on them needs, and nothing else.
+
+    The scheme says how plain images are standardised and how others are hidden for the model, the
+    names what the entries of a label mean, the passes how many rows are one image's own, as
+    whoever splits or counts them must know.
+    """
+    return {
+        "scheme": to_json(scheme),
+        "passes": passes,
+        "class_names": list(data.class_names),
+        "instahide_jax": version("instahide-jax"),
+    }
+
+
+def _check_files(arguments: "EncryptArguments") -> tuple[Path | None, Path | None, Path]:
+    """What to write, the order file and the secret file; refuses what could not be written."""
+    out, order_file = (
+        None if path is None else path.expanduser()
+        for path in (arguments.out, arguments.order_file)
+    )
+    secret_file = arguments.secret_file.expanduser()
+    if out is None and order_file is None:
+        raise InputError("nothing is to be written; give --out FILE, or --order-file FILE")
+    if order_file is not None and arguments.keep_order:
+        raise InputError(
+            f"--order-file is {order_file}, but --keep-order leaves the source's order; leave one "
+            "of them out"
+        )
+    if out is not None:
+        check_output(out)
+    if order_file is not None:
+        if order_file.suffix != ".npy":
+            raise InputError(f"order file {order_file} must end in .npy")
+        check_new_file(order_file, "order file", "--order-file")
+    outputs = () if out is None else output_files(out)
+    for option, path in (("--secret-file", secret_file), ("--order-file", order_file)):
+        if path is not None and path.resolve() in {file.resolve() for file in outputs}:
+            raise InputError(f"{option} {path} is a file of the output; name another one")
+    if order_file is not None and order_file.resolve() == secret_file.resolve():
+        raise InputError(f"--order-file {order_file} is the secret file; name another one")
+    return out, order_file, secret_file
+
+
+def _scheme(arguments: "EncryptArguments") -> InstaHide:
+    """The scheme that the options describe, without what is learned from the data."""
     settings: dict[str, Any] = {
         "mask": arguments.mask,
         "renormalise_labels": arguments.renormalise_labels,
+        "mean": arguments.mean,
+        "std": arguments.std,
     }
     if arguments.k is not None:
         settings["k"] = arguments.k
     make = InstaHide.inside if arguments.mode == "inside" else InstaHide.cross
     scheme = make(**settings)
-    data = _load(arguments)
-    scheme = scheme.for_data(data.num_classes, *measure_statistics(data.images))
-    pool = None
     if arguments.public_pool is not None and not scheme.num_public:
         other = "raise --k" if arguments.mode == "cross" else "choose --mode cross"
         raise InputError(
             f"--public-pool is given, but {arguments.mode} with k={scheme.k} mixes private images "
             f"only; leave it out, or {other}"
         )
-    if scheme.num_public:
-        if arguments.public_pool is None:
-            raise InputError("cross needs a public pool; pass --public-pool FILE.npy")
-        pool = load_public_pool(arguments.public_pool, data.images.shape[1:])
-    is_new = not secret_file.exists()
-    secret = secret_key() if is_new else read_secret(secret_file)
-    batches = encrypt_dataset(
-        secret,
-        {"image": data.images, "label": data.labels},
-        pool,
-        scheme=scheme,
-        passes=arguments.passes,
-        batch_size=arguments.batch_size,
-    )
-    if is_new:  # only now, when the data has been found in order
-        write_secret(secret_file, secret)
-    total = arguments.passes * len(data.labels)
-    described = {
-        "scheme": to_json(scheme),
-        "passes": arguments.passes,
-        "class_names": list(data.class_names),
-        "instahide_jax": version("instahide-jax"),
-    }
+    if scheme.num_public and arguments.public_pool is None:
+        raise InputError("cross needs a public pool; pass --public-pool FILE.npy")
+    return scheme
+
+
+def _check_statistics(scheme: InstaHide, images: np.ndarray) -> None:
+    """Refuse statistics in levels from 0 to 255, which would standardise to next to nothing."""
+    if scheme.mean is None or scheme.std is None or images.dtype != np.uint8:
+        return
+    for option, values in (("--mean", scheme.mean), ("--std", scheme.std)):
+        if not all(0 <= value <= 1 for value in values):
+            raise InputError(
+                f"{option} is {' '.join(map(str, values))}; give it of pixels in [0, 1], a 255th "
+                "of what it is of pixels in [0, 255]"
+            )
+
+
+def _write_order(path: Path, order: np.ndarray) -> None:
     try:
-        write_encrypted(out, batches, total, described)
-    except InputError:
-        if is_new:  # it has hidden nothing that is left
-            secret_file.unlink()
-        raise
-    shape = "x".join(map(str, data.images.shape[1:]))
-    print(f"{out}: {total:,} encryptions of {len(data.labels):,} images of {shape}")
+        with private_file(path) as file:
+            np.save(file, order)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; free space, or name another --order-file, and "
+            "give the same command without --out"
+        ) from error
+    print(f"{path}: the image of each encryption; for the owner only, like the secret")
 
 
 def _load(arguments: "EncryptArguments") -> Arrays:

@@ -218,7 +218,7 @@ class MixingScheme(NoHiding):
         and for groups that lie on several devices.
         """
         # `encrypt` and `hide` split the key as well; this half they leave to who gives partners.
-        _, partner_parent = jax.random.split(jax.random.clone(unwrap(key)))
+        _, partner_parent = split_pass_key(jax.random.clone(unwrap(key)))
         rows = first_row + jnp.arange(num_candidates)
         return draw_row_partners(partner_parent, rows, self.private_slots, None)
 
@@ -232,6 +232,16 @@ class MixingScheme(NoHiding):
             self.min_private_mass,
             self.min_own_coefficient,
         )
+
+
+def split_pass_key(key: Any) -> tuple[jax.Array, jax.Array]:
+    """From the key of a pass the parent of its rows' keys, and the key of its partners.
+
+    Raises:
+      InputError: for a key that is no secret.
+    """
+    row_parent, partner_parent = jax.random.split(unwrap(key))
+    return row_parent, partner_parent
 
 
 def affine(

@@ -180,7 +180,7 @@ def _save_first_batch(
     public: Any,
     feed: Feed,
 ) -> None:
-    """samples.png: the first images as they are, mixed, and as the encoder sees them.
+    """samples.png, of mode 0600: the first images as they are, mixed, and as the encoder sees them.
 
     They are of the first client, in whose process the picture is made.
     """

@@ -1,5 +1,6 @@
 """InstaHide (Huang, Song, Li, Arora, ICML 2020): `encrypt` and its parameters."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instahide_jax import prng
+from instahide_jax.arrays import for_jax
 from instahide_jax.errors import InputError
 from instahide_jax.hiding import (
     Batch,
@@ -16,6 +18,7 @@ from instahide_jax.hiding import (
     check_partners,
     check_rows,
     soft_labels,
+    split_pass_key,
 )
 from instahide_jax.mixing import (
     MixPlan,
@@ -25,9 +28,11 @@ from instahide_jax.mixing import (
     mix_labels,
     random_signs,
 )
-from instahide_jax.secret import unwrap
 
 Mask = Literal["sign", "abs", "none"]
+# What arrays are to be, for complaints.
+_IMAGES = "uint8 or a float type"
+_LABELS = "integers [B], or floats [B, classes]"
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,9 @@ def encrypt(
       key: a `SecretKey` or typed ChaCha20 key, shape []. Generators of at most 128 bits are
         refused.
       batch: "image" [B, H, W, C], uint8 or float, and "label", integers [B] in [0, num_classes) or
-        soft [B, classes]. Values are checked in NumPy arrays alone: a label out of range in an
-        array of JAX, which may be traced, becomes a label of zeros.
+        soft [B, classes]; arrays of NumPy or JAX, or what NumPy makes an array of. Values are
+        checked in NumPy arrays alone: a label out of range in an array of JAX, which may be traced,
+        becomes a label of zeros.
       public_pool: [M, H, W, C] of the dtype of the images, M >= k - num_private; needed in cross
         mode.
       scheme: the parameters; `InstaHide.cross()` by default.
@@ -140,18 +146,44 @@ def encrypt(
         label.
     """
     scheme = InstaHide.cross() if scheme is None else scheme
-    typed_key = unwrap(key)
-    candidates = batch if private_pool is None else private_pool
+    row_parent, partner_parent = split_pass_key(key)
+    batch = _as_arrays("batch", batch)
+    candidates = batch if private_pool is None else _as_arrays("private_pool", private_pool)
+    if public_pool is not None:
+        public_pool = for_jax(public_pool, "images of public_pool", _IMAGES)
+    rows = None if rows is None else for_jax(rows, "rows", "integers [B]")
+    partners = None if partners is None else for_jax(partners, "partners", "integers")
     _check(batch, candidates, public_pool, scheme, rows, partners)
     batch, candidates, public_pool = jax.tree.map(jnp.asarray, (batch, candidates, public_pool))
-    size, height, width, channels = batch["image"].shape
-    row_parent, partner_parent = jax.random.split(typed_key)
     is_part = rows is not None and private_pool is None
-    rows = jnp.arange(size) if rows is None else rows
+    rows = jnp.arange(len(batch["image"])) if rows is None else rows
     if partners is None:
         num_candidates = None if is_part else candidates["image"].shape[0]
         partners = draw_row_partners(partner_parent, rows, scheme.private_slots, num_candidates)
     keys = prng.row_keys(row_parent, rows.astype(jnp.uint32))
+    return encrypt_rows(keys, batch, candidates, public_pool, partners, scheme=scheme)
+
+
+def encrypt_rows(
+    keys: jax.Array,
+    batch: Batch,
+    candidates: Batch,
+    public_pool: jax.Array | None,
+    partners: jax.Array,
+    *,
+    scheme: InstaHide,
+) -> Batch:
+    """`encrypt` of rows whose keys and partners are known, so that they may be of several passes.
+
+    Nothing is checked here.
+
+    Args:
+      keys: typed keys [B], each `fold_in` of the row key of its pass (`split_pass_key`).
+      batch, candidates, public_pool: arrays of JAX, as for `encrypt`.
+      partners: int32 [B, num_private - 1], positions in the candidates.
+      scheme: the parameters.
+    """
+    _, height, width, channels = batch["image"].shape
     pool_size = 0 if public_pool is None else public_pool.shape[0]
     words = (-(-height // 32), width, channels)
     plan, sign_words = draw_plan(
@@ -194,6 +226,21 @@ def _mixed_labels(plan: MixPlan, batch: Batch, candidates: Batch, scheme: InstaH
     return mix_labels(plan.coefficients, [own, *partners], scheme.renormalise_labels)
 
 
+def _as_arrays(name: str, part: Any) -> Batch:
+    """Images and labels in dtypes that JAX takes, where they are nothing else."""
+    if not isinstance(part, Mapping):
+        raise InputError(f"{name} is a {type(part).__name__}; give a dict of 'image' and 'label'")
+    if set(part) != {"image", "label"}:
+        raise InputError(
+            f"{name} has entries {sorted(map(str, part))}; only 'image' and 'label' can be hidden, "
+            "and anything else would be released in clear: remove it"
+        )
+    return {
+        "image": for_jax(part["image"], f"images of {name}", _IMAGES),
+        "label": for_jax(part["label"], f"labels of {name}", _LABELS),
+    }
+
+
 def _check(
     batch: Batch,
     candidates: Batch,
@@ -204,10 +251,10 @@ def _check(
 ) -> None:
     """Everything that shapes and dtypes can tell, hence also while tracing."""
     for name, part in (("batch", batch), ("private_pool", candidates)):
-        if set(part) != {"image", "label"}:
+        if part["image"].ndim != 4:
             raise InputError(
-                f"{name} has entries {sorted(part)}; only 'image' and 'label' can be hidden, and "
-                "anything else would be released in clear: remove it"
+                f"images have shape {part['image'].shape} in {name}; give [batch, height, width, "
+                "channels]"
             )
         if part["label"].shape[:1] != part["image"].shape[:1]:
             raise InputError(
@@ -239,8 +286,6 @@ def _check(
     image = batch["image"]
     if not len(image):
         raise InputError("the batch holds no image; give at least one")
-    if image.ndim != 4:
-        raise InputError(f"images have shape {image.shape}; give [batch, height, width, channels]")
     if image.dtype != jnp.uint8 and not jnp.issubdtype(image.dtype, jnp.floating):
         raise InputError(f"images have dtype {image.dtype}; give uint8 or a float type")
     if rows is not None:

@@ -2,20 +2,23 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from instahide_jax.files import private_file
 from instahide_jax.metrics import read_metrics
 
 matplotlib.use("Agg")
+_PNG: dict[str, Any] = {"format": "png", "dpi": 110}
 
 
 def save_samples(path: Path, columns: dict[str, np.ndarray], labels: list[str], note: str) -> None:
     """Images side by side, one row per example.
 
-    The picture shows private images: it is for their owner.
+    The picture shows private images: it is for their owner, and has mode 0600.
 
     Args:
       path: of the PNG.
@@ -39,7 +42,8 @@ def save_samples(path: Path, columns: dict[str, np.ndarray], labels: list[str], 
             if c == len(columns) - 1:
                 axes.text(1.06, 0.5, labels[r], transform=axes.transAxes, fontsize=8, va="center")
     figure.supxlabel(note, fontsize=8)
-    _save(figure, path)
+    with private_file(path) as file:
+        figure.savefig(file, **_PNG)
 
 
 def save_curves(path: Path, metrics_file: Path, title: str) -> None:
@@ -64,10 +68,6 @@ def save_curves(path: Path, metrics_file: Path, title: str) -> None:
         if axes.lines:
             axes.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=110)
+    figure.savefig(temporary, **_PNG)
     os.replace(temporary, path)

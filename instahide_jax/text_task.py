@@ -20,6 +20,7 @@ from instahide_jax.encoders.base import Model, Variables
 from instahide_jax.encoders.bert import Bert
 from instahide_jax.encoders.tensor_files import weights_identity
 from instahide_jax.errors import InputError
+from instahide_jax.files import private_file
 from instahide_jax.folders import local_folder
 from instahide_jax.hiding import NoHiding
 from instahide_jax.parallel import process_share
@@ -267,7 +268,7 @@ def _save_samples(
     public: Tokens | None,
     feed: Feed,
 ) -> None:
-    """samples.txt: which sentences the first mixtures hold, with which weights.
+    """samples.txt, of mode 0600: which sentences the first mixtures hold, with which weights.
 
     They are of the first client, in whose process the file is written.
     """
@@ -300,7 +301,8 @@ def _save_samples(
             number = rows[j] if is_own else others[j - len(rows)]
             kind = "private" if is_own else "public"
             lines.append(f"   {weights[i, j]:.3f} {kind}: {_text(known, number)}")
-    (folder / "samples.txt").write_text("\n".join(lines) + "\n")
+    with private_file(folder / "samples.txt") as file:
+        file.write(("\n".join(lines) + "\n").encode())
 
 
 def _first_step(order: jax.Array) -> np.ndarray:

@@ -7,8 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from instahide_jax import prng
+from instahide_jax.arrays import for_jax
 from instahide_jax.errors import InputError
-from instahide_jax.hiding import Examples, MixingScheme, check_partners, check_rows, targets
+from instahide_jax.hiding import (
+    Examples,
+    MixingScheme,
+    check_partners,
+    check_rows,
+    split_pass_key,
+    targets,
+)
 from instahide_jax.mixing import (
     draw_plan,
     draw_row_partners,
@@ -156,7 +164,8 @@ def hide(
 
     Args:
       key: a `SecretKey` or typed ChaCha20 key, shape [].
-      features: [B, width] float, outputs of an encoder.
+      features: [B, width] float, outputs of an encoder; arrays of NumPy or JAX, or what NumPy makes
+        an array of.
       labels: integers [B], soft labels [B, classes], or numbers [B] of floats, which are mixed as
         they are (regression).
       mask_pool: float32 [num_masks, width] of `TextHide.mask_pool`; needed unless num_masks is 0 or
@@ -179,15 +188,23 @@ def hide(
       InputError: for a key that is no secret, shapes that do not match, a missing or too small
         public batch or mask pool, k larger than the candidates.
     """
-    typed_key = unwrap(key)
-    candidates = (features, labels) if private_pool is None else private_pool
+    row_parent, partner_parent = split_pass_key(key)
+    features, labels = _as_examples("the batch", (features, labels))
+    candidates = (features, labels)
+    if private_pool is not None:
+        candidates = _as_examples("private_pool", private_pool)
+    mask_pool, public_features = (
+        None if values is None else for_jax(values, name, "floats")
+        for values, name in ((mask_pool, "masks"), (public_features, "public features"))
+    )
+    rows = None if rows is None else for_jax(rows, "rows", "integers [B]")
+    partners = None if partners is None else for_jax(partners, "partners", "integers")
     _check(features, labels, candidates, mask_pool, public_features, scheme, rows, partners)
     features, labels, candidates, mask_pool, public_features = jax.tree.map(
         jnp.asarray, (features, labels, candidates, mask_pool, public_features)
     )
     size, width = features.shape
     rows = jnp.arange(size) if rows is None else rows
-    row_parent, partner_parent = jax.random.split(typed_key)
     if partners is None:
         num_candidates = None if private_pool is None else len(candidates[0])
         partners = draw_row_partners(partner_parent, rows, scheme.private_slots, num_candidates)
@@ -211,6 +228,17 @@ def hide(
     of_slots = [targets(labels, scheme.num_classes)]
     of_slots += [targets(candidates[1][rows_of], scheme.num_classes) for rows_of in chosen]
     return mixed, mix_labels(plan.coefficients, of_slots, scheme.renormalise_labels)
+
+
+def _as_examples(name: str, examples: Any) -> Examples:
+    """Features and labels in dtypes that JAX takes."""
+    if not isinstance(examples, tuple) or len(examples) != 2:
+        raise InputError(f"{name} is a {type(examples).__name__}; give a tuple (features, labels)")
+    features, labels = examples
+    return (
+        for_jax(features, f"features of {name}", "floats"),
+        for_jax(labels, f"labels of {name}"),
+    )
 
 
 def _signs(words: jax.Array, width: int) -> jax.Array:

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instahide_jax import InstaHide, TextHide, encrypt, hide, insecure_secret
+from instahide_jax import (
+    InstaHide,
+    TextHide,
+    encrypt,
+    encrypt_dataset,
+    encryption_order,
+    hide,
+    insecure_secret,
+)
 from instahide_jax.secret import ALGORITHM
 
 GOLDEN = {
@@ -19,6 +27,7 @@ GOLDEN = {
     "cross": "9c8433ffded2a296",
     "redrawn": "8ce7799c6eab8522",
     "uint8": "84abf02bd51faa92",
+    "dataset": "3e4416a5f2a09c91",
     "intra": "a726cf1956da8536",
     "inter": "88d098cb85cbff6c",
 }
@@ -55,11 +64,23 @@ def _texthide(scheme):
     return _digest(*hidden)
 
 
+def _dataset():
+    """Encryptions of a released set, which the owner's secret finds again by their order."""
+    images = np.eye(12, dtype=np.uint8)[:, :, None, None]
+    data = {"image": images, "label": np.arange(12)}
+    settings = {"scheme": InstaHide.inside(k=4, num_classes=12), "passes": 2}
+    with jax.debug_key_reuse(False):
+        (hidden,) = encrypt_dataset(insecure_secret(4), data, progress=False, **settings)
+    order = encryption_order(insecure_secret(4), data, **settings)
+    return _digest(hidden["image"], hidden["label"], order)
+
+
 MADE = {
     "inside": lambda: _instahide(InstaHide.inside(k=4, num_classes=12)),
     "cross": lambda: _instahide(InstaHide.cross(k=6, num_classes=12)),
     "redrawn": lambda: _instahide(InstaHide.inside(k=4, num_classes=12, min_own_coefficient=0.5)),
     "uint8": lambda: _instahide(InstaHide.inside(k=4, num_classes=12), np.uint8),
+    "dataset": _dataset,
     "intra": lambda: _texthide(TextHide.intra(k=4, num_masks=16)),
     "inter": lambda: _texthide(TextHide.inter(k=4, num_masks=None)),
 }

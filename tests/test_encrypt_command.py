@@ -1,10 +1,14 @@
 """`instahide encrypt`: from files to a file of encryptions, and what it refuses."""
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+import zipfile
 
 import jax
 import numpy as np
@@ -13,7 +17,8 @@ from PIL import Image
 from programs import short_files
 from tiny import labelled, pixels, write_tfds
 
-from instahide_jax import InputError, cli
+from instahide_jax import InputError, cli, encrypt_command, encrypt_dataset
+from instahide_jax.config import from_json
 from instahide_jax.data.embedded import resized
 from instahide_jax.data.prepare import prepare
 from instahide_jax.data.tfds_io import load_arrays, open_split, read_example
@@ -43,6 +48,7 @@ def place(tmp_path, monkeypatch):
     np.save("small-pool.npy", images[:3])
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken.npz").write_bytes(b"precious")
+    (tmp_path / "taken.npy").write_bytes(b"precious")
     open_secret = tmp_path / "open.secret"
     open_secret.write_bytes(bytes(32))
     open_secret.chmod(0o644)
@@ -133,6 +139,125 @@ def test_images_of_any_source_are_scaled(place):
     np.testing.assert_array_equal(resized(ARRAYS, 8).images, ARRAYS.images)
 
 
+# What a file tells, and what only its owner can
+
+SETTINGS = {
+    "class", "num_classes", "mean", "std", "dtype", "k", "num_private", "max_coefficient",
+    "min_private_mass", "min_own_coefficient", "renormalise_labels", "mask",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("out", ["a.npz", "a.npy"])
+def test_what_a_file_says_in_clear(place, out):
+    """Settings, class names, and two digits of mean and deviation; nothing else of the images."""
+    _run(f"photos --out {out} --secret-file a.secret")
+    note = _read(out)[2] if out == "a.npz" else (place / "a.json").read_text()
+    described = json.loads(note)
+    assert set(described) == {"scheme", "passes", "class_names", "instahide_jax"}
+    assert set(described["scheme"]) == SETTINGS
+    pixels = ARRAYS.images / 255
+    assert described["scheme"]["mean"] == [round(pixels.mean(), 2)]
+    assert described["scheme"]["std"] == [round(pixels.std(), 2)]
+    assert not re.search(r"\d\.\d{3}", note)
+
+
+def test_the_rounded_statistics_are_those_that_hide(place):
+    """So that whoever standardises plain images by the description does what was done here."""
+    _run("data.npz --out a.npz --secret-file a.secret")
+    scheme = from_json(json.loads(_read("a.npz")[2])["scheme"])
+    data = {"image": ARRAYS.images, "label": ARRAYS.labels}
+    with jax.debug_key_reuse(False):
+        (batch,) = encrypt_dataset(read_secret("a.secret"), data, scheme=scheme, progress=False)
+    np.testing.assert_array_equal(_read("a.npz")[0], batch["image"])
+
+
+def test_statistics_of_the_user(place):
+    _run("data.npz --out a.npz --secret-file a.secret --mean 0.123456 --std 0.5")
+    scheme = json.loads(_read("a.npz")[2])["scheme"]
+    assert (scheme["mean"], scheme["std"]) == ([0.123456], [0.5])
+    _run("data.npz --out b.npz --secret-file a.secret --mean 0.123457 --std 0.5")
+    assert np.abs(_read("a.npz")[0] - _read("b.npz")[0]).max() > 0.1  # other keys
+
+
+def test_nothing_in_a_file_depends_on_time_or_place(place):
+    """The same secret and images give the same bytes, whenever, wherever and by whom."""
+    _run("data.npz --out a.npz --secret-file a.secret --passes 3")
+    other = place / "elsewhere"
+    other.mkdir()
+    os.utime("data.npz", (1, 1))
+    time.sleep(2.1)  # a zip file counts in steps of two seconds
+    before = os.umask(0o077)
+    try:
+        _run(f"{place}/data.npz --out {other}/b.npz --secret-file a.secret --passes 3")
+    finally:
+        os.umask(before)
+    assert (place / "a.npz").read_bytes() == (other / "b.npz").read_bytes()
+
+
+def test_another_secret_changes_images_and_labels_alone(place):
+    """All other bytes, such as names, dates and sizes in the archive, are the same."""
+    for name in ("a", "b"):
+        _run(f"data.npz --out {name}.npz --secret-file {name}.secret --passes 3")
+    written = [np.fromfile(f"{name}.npz", np.uint8) for name in ("a", "b")]
+    assert written[0].shape == written[1].shape
+    allowed = np.zeros(len(written[0]), bool)
+    with zipfile.ZipFile("a.npz") as archive:
+        for member in archive.infolist():
+            size = {"image.npy": 63 * 64 * 4, "label.npy": 63 * 4 * 4}.get(member.filename, 0)
+            header = member.header_offset + len(member.FileHeader(True)) + member.file_size - size
+            allowed[header : header + size] = True  # the numbers
+            allowed[member.header_offset + 14 : member.header_offset + 18] = True  # their checksum
+        directory = archive.start_dir
+        for member in archive.infolist():
+            allowed[directory + 16 : directory + 20] = True
+            directory += 46 + len(member.filename) + len(member.extra)
+    differ = written[0] != written[1]
+    assert differ.mean() > 0.5
+    assert not (differ & ~allowed).any()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022])
+def test_the_order_file_undoes_the_order(place, umask):
+    before = os.umask(umask)
+    try:
+        _run("data.npz --out a.npz --secret-file a.secret --passes 3 --order-file order.npy")
+    finally:
+        os.umask(before)
+    _run("data.npz --out kept.npz --secret-file a.secret --passes 3 --keep-order")
+    assert (place / "order.npy").stat().st_mode & 0o777 == 0o600
+    order = np.load("order.npy")
+    assert (np.sort(order) == np.arange(63)).all()
+    assert (order != np.arange(63)).any()
+    for shuffled, kept in zip(_read("a.npz")[:2], _read("kept.npz")[:2], strict=True):
+        np.testing.assert_array_equal(shuffled, kept[order])
+
+
+def test_the_secret_gives_the_order_back_later(place, capsys):
+    _run("data.npz --out a.npz --secret-file a.secret --passes 2 --order-file order.npy")
+    before = set(place.iterdir())
+    _run("data.npz --secret-file a.secret --passes 2 --order-file again.npy")
+    assert set(place.iterdir()) - before == {place / "again.npy"}
+    np.testing.assert_array_equal(np.load("again.npy"), np.load("order.npy"))
+    assert "again.npy: the image of each encryption; for the owner only" in capsys.readouterr().out
+
+
+def test_an_order_that_cannot_be_written(place, monkeypatch):
+    """The encryptions are whole, and the remedy works."""
+
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    line = "data.npz --secret-file a.secret --order-file order.npy"
+    with monkeypatch.context() as patched:
+        patched.setattr(encrypt_command, "private_file", full)
+        with pytest.raises(InputError, match="No space left") as told:
+            _run(f"{line} --out a.npy")
+    assert "give the same command without --out" in str(told.value)
+    assert np.load("a.npy").shape == (21, 8, 8, 1)
+    _run(line)
+    assert np.load("order.npy").shape == (21,)
+
+
 WRONG = {
     "nan.npz": "image 5 holds NaN or infinite pixels: correct or remove it",
     "negative.npz": "negative.npz: label 0 is -1: must be at least 0",
@@ -157,14 +282,29 @@ WRONG = {
     "data.npz --data-dir empty": "--data-dir is empty, but data.npz is a .npz file",
     "data.npz --k 1": "k is 1, so nothing is mixed; it must be at least 2",
     "data.npz --k 22": "22 private images are to be mixed but there are 21; give more, or lower k",
-    "data.npz --passes 0": "passes is 0; it must be at least 1",
-    "data.npz --batch-size 0": "batch_size is 0; it must be at least 1",
+    "data.npz --passes 0": "passes is 0; it must be an integer of at least 1",
+    "data.npz --batch-size 0": "batch_size is 0; it must be an integer of at least 1",
     "data.npz --public-pool pool.npy": "with k=4 mixes private images only; leave it out, or choos",
     "data.npz --mode cross --k 2 --public-pool pool.npy": "only; leave it out, or raise --k",
     "data.npz --mode cross": "cross needs a public pool; pass --public-pool FILE.npy",
     "data.npz --mode cross --public-pool none.npy": "cannot read the public pool none.npy",
     "data.npz --mode cross --public-pool flat-pool.npy": "holds images of (4, 8, 1)",
     "data.npz --mode cross --public-pool small-pool.npy": "public_pool has 3 images",
+    "data.npz --mean 0.5": "mean is (0.5,) and std is None; give both or neither",
+    "data.npz --std 0.5": "mean is None and std is (0.5,); give both or neither",
+    "data.npz --mean 0.5 0.5 --std 0.2 0.2": "mean has 2 entries and the images 1 channels; give",
+    "data.npz --mean 0.5 0.5 --std 0.2": "give as many of each",
+    "data.npz --mean 130 --std 0.3": "--mean is 130.0; give it of pixels in [0, 1], a 255th",
+    "data.npz --mean 0.5 --std 70": "--std is 70.0; give it of pixels in [0, 1]",
+    "data.npz --mean 0.5 --std 0": "std is (0.0,); every entry must be above 0",
+    "data.npz --mean nan --std 1": "mean is (nan,); give a tuple of finite numbers",
+    "data.npz --mean x --std 1": "--mean",
+    "data.npz --order-file order.txt": "order file order.txt must end in .npy",
+    "data.npz --order-file taken.npy": "order file taken.npy exists already; remove it or name",
+    "data.npz --order-file no/order.npy": "folder no does not exist; create it or name another",
+    "data.npz --order-file hidden.npy --out hidden.npy": "--order-file hidden.npy is a file of the",
+    "data.npz --order-file a.npy --secret-file a.npy": "--order-file a.npy is the secret file",
+    "data.npz --order-file a.npy --keep-order": "--order-file is a.npy, but --keep-order leaves",
     "data.npz --secret-file open.secret": "open.secret has mode 0644",
     "data.npz --secret-file taken.npz/a.secret": "cannot write a secret below taken.npz",
     "data.npz --out taken.npz": "taken.npz exists already",
@@ -189,7 +329,7 @@ def test_killed_and_started_again(place):
     """After kill -9 there is no output; the same command then makes the whole of it."""
     command = [sys.executable, "-m", "instahide_jax.cli", "encrypt", "data.npz", "--out", "out.npz"]
     command += ["--secret-file", "a.secret", "--batch-size", "1", "--passes"]
-    running = subprocess.Popen([*command, "100000"], stderr=subprocess.PIPE, env=os.environ)
+    running = subprocess.Popen([*command, "3000"], stderr=subprocess.PIPE, env=os.environ)
     assert running.stderr is not None
     seen = b""
     while b"image/s" not in seen:  # the progress bar is moving
@@ -203,6 +343,14 @@ def test_killed_and_started_again(place):
     subprocess.run([*command, "1"], check=True, capture_output=True)
     assert _read("out.npz")[0].shape == (21, 8, 8, 1)
     assert not list(place.glob(".out*"))  # nor what the kill had left
+
+
+def test_nothing_to_write(place):
+    with pytest.raises(InputError, match="nothing is to be written; give --out FILE, or --order-f"):
+        _run("data.npz --secret-file a.secret")
+    with pytest.raises(InputError, match=r"a\.secret does not exist, so nothing is hidden under"):
+        _run("data.npz --secret-file a.secret --order-file order.npy")
+    assert [*place.glob("*.secret"), *place.glob("order*")] == [place / "open.secret"]
 
 
 @pytest.mark.parametrize("secret", ["out.npy", "out.json", "./out.labels.npy"])

@@ -1,192 +1,18 @@
-"""Data sets hidden batch by batch, and files that are whole or absent."""
+"""Files of encryptions that are whole or absent, and what they do not tell."""
 
 import json
-import re
+import os
+import time
+import zipfile
 
-import chex
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from programs import short_files
-from tiny import CLASSES, labelled, pixels
 
-from instahide_jax import (
-    InputError,
-    InstaHide,
-    SecretKey,
-    encrypt,
-    encrypt_files,
-    insecure_key,
-    insecure_secret,
-)
-from instahide_jax.encrypt_files import (
-    _content_digest,
-    check_output,
-    encrypt_dataset,
-    write_encrypted,
-)
+from instahide_jax import InputError
+from instahide_jax.encrypt_files import check_output, write_encrypted
 
 __all__ = ["short_files"]  # a fixture
-SECRET = insecure_secret(11)
-SCHEME = InstaHide.inside(k=4, num_classes=CLASSES, mean=(0.5,), std=(0.25,))
-ARRAYS = labelled(21, (8, 8, 1))
-DATA = {"image": ARRAYS.images, "label": ARRAYS.labels}
-CROSS = InstaHide.cross(k=6, num_classes=CLASSES)
-SOFT_NAN = np.where(np.arange(21)[:, None] == 2, np.nan, np.eye(CLASSES)[ARRAYS.labels])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Every call compiles anew; keep what is the same. No secret is closed over."""
-    names = ("cache_dir", "cache_max_size")
-    before = {f"jax_compilation_{n}": getattr(jax.config, f"jax_compilation_{n}") for n in names}
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
-    for name, value in before.items():
-        jax.config.update(name, value)
-    reset_cache()  # else the folder remains in use in the tests of other modules
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_key_for_many_calls():
-    """The calls of a pass share its key and part by row number; JAX's checker calls that reuse."""
-    with jax.debug_key_reuse(False):
-        yield
-
-
-def _hidden(data=DATA, pool=None, scheme=SCHEME, secret=SECRET, **settings):
-    batches = list(encrypt_dataset(secret, data, pool, scheme=scheme, progress=False, **settings))
-    return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
-
-
-def _assert_equal(a, b):
-    np.testing.assert_array_equal(a["image"], b["image"])
-    np.testing.assert_array_equal(a["label"], b["label"])
-
-
-@pytest.fixture(scope="module")
-def whole(compiled_once, one_key_for_many_calls):
-    """Two passes in batches of the whole set."""
-    return _hidden(passes=2, batch_size=21)
-
-
-def test_equals_one_call_of_encrypt(whole):
-    key = SECRET.run(_content_digest(DATA, None, SCHEME)).stream("encrypt_dataset")
-    expected = jax.jit(encrypt, static_argnames="scheme")(
-        key.fold_in(0), DATA, scheme=SCHEME, rows=np.arange(21, dtype=np.uint32), private_pool=DATA
-    )
-    _assert_equal({name: values[:21] for name, values in whole.items()}, expected)
-
-
-@pytest.mark.parametrize("batch_size", [8, 4, 100])
-def test_batch_size_changes_nothing(whole, batch_size):
-    """With 4, the last batch is a single row, and its partners fewer than k."""
-    _assert_equal(_hidden(passes=2, batch_size=batch_size), whole)
-
-
-def test_memory_maps_are_taken(whole, tmp_path):
-    for name, values in DATA.items():
-        np.save(tmp_path / f"{name}.npy", values)
-    maps = {name: np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in DATA}
-    _assert_equal(_hidden(maps, passes=2, batch_size=21), whole)
-
-
-def test_passes_differ_in_partners_coefficients_and_masks(whole):
-    image, label = whole["image"].reshape(2, 21, -1), whole["label"].reshape(2, 21, -1)
-    assert (np.abs(np.abs(image[0]) - np.abs(image[1])).max(axis=1) > 0.1).all()
-    assert (np.abs(label[0] - label[1]).max(axis=1) > 1e-3).all()
-    agreement = (np.sign(image[0]) == np.sign(image[1])).mean()
-    assert abs(agreement - 0.5) < 6 * 0.5 / image[0].size ** 0.5
-
-
-def test_each_image_is_used_num_private_times_in_a_pass():
-    """Image i is black but for its pixel i, so a mixture shows what is in it."""
-    images = np.zeros((21, 64, 1), np.uint8)
-    images[np.arange(21), np.arange(21)] = 255
-    data = {"image": images.reshape(21, 8, 8, 1), "label": ARRAYS.labels}
-    scheme = InstaHide.mixup(k=3, num_classes=CLASSES)
-    made = _hidden(data, scheme=scheme, passes=3, batch_size=8)["image"].reshape(3, 21, 64)
-    used = made > made.min() + 1e-3
-    np.testing.assert_array_equal(used[:, :, :21].sum(axis=1), 3)
-    np.testing.assert_array_equal(used.sum(axis=2), 3)
-    assert used[:, np.arange(21), np.arange(21)].all()
-
-
-def test_public_pool_and_soft_labels():
-    soft = np.eye(CLASSES, dtype=np.float32)[ARRAYS.labels]
-    pool = pixels(9, 8, 8, 1, seed=5)
-    hard = _hidden(DATA, pool, CROSS, batch_size=21)
-    as_soft = _hidden(DATA | {"label": soft}, pool, CROSS, batch_size=21)
-    mass = hard["label"].sum(axis=1)
-    assert ((mass >= 0.3) & (mass < 1)).all()
-    assert np.abs(hard["image"] - as_soft["image"]).max() > 0.1  # other data, other keys
-    assert as_soft["label"].shape == (21, CLASSES)
-
-
-def _digests():
-    """One per thing that must not share a one-time key with another."""
-    flipped = DATA["image"].copy()
-    flipped[20, 7, 7, 0] ^= 1
-    labels = np.roll(DATA["label"], 1)
-    pool = pixels(9, 8, 8, 1, seed=5)
-    other = InstaHide.inside(k=4, num_classes=CLASSES, mean=(0.5,), std=(0.5,))
-    return {
-        "same": _content_digest(DATA, None, SCHEME),
-        "one bit": _content_digest(DATA | {"image": flipped}, None, SCHEME),
-        "order": _content_digest({n: v[::-1] for n, v in DATA.items()}, None, SCHEME),
-        "labels": _content_digest(DATA | {"label": labels}, None, SCHEME),
-        "dtype": _content_digest(DATA | {"label": labels.astype(np.int64)}, None, SCHEME),
-        "shape": _content_digest(DATA | {"image": flipped.reshape(21, 4, 16, 1)}, None, SCHEME),
-        "pool": _content_digest(DATA, pool, SCHEME),
-        "another pool": _content_digest(DATA, pool[::-1], SCHEME),
-        "scheme": _content_digest(DATA, None, other),
-    }
-
-
-def test_any_change_of_content_gives_other_keys(whole):
-    digests = _digests()
-    assert len(set(digests.values())) == len(digests)
-    changed = DATA | {"image": DATA["image"] ^ np.uint8(1)}
-    made = _hidden(changed, batch_size=21)["image"]
-    agreement = (np.sign(made) == np.sign(whole["image"][:21])).mean()
-    assert abs(agreement - 0.5) < 6 * 0.5 / made.size**0.5
-    other_secret = _hidden(secret=insecure_secret(12), batch_size=21)["image"]
-    assert np.abs(other_secret - whole["image"][:21]).max(axis=(1, 2, 3)).min() > 0.1
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"passes": 0}, "passes is 0; it must be at least 1"),
-        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
-        ({"scheme": InstaHide.inside(k=22, num_classes=4)}, "22 private images .* there are 21"),
-        ({"scheme": InstaHide.cross(k=6, num_classes=4)}, "needs a public pool"),
-        ({"scheme": InstaHide.inside(k=4)}, "num_classes"),
-        ({"data": DATA | {"name": ARRAYS.labels}}, "released in clear"),
-        ({"data": DATA | {"label": ARRAYS.labels[:20]}}, "21 images.* 20 labels"),
-        ({"data": DATA | {"label": ARRAYS.labels + 1}}, "label 3 is 4: must be in"),
-        ({"data": DATA | {"label": SOFT_NAN}}, "soft label 2 holds NaN, infinity or a negative"),
-        ({"scheme": CROSS, "public_pool": DATA["image"][:, :4]}, "public_pool holds uint8 images"),
-        ({"public_pool": np.full((9, 8, 8, 1), np.inf)}, "image 0 holds NaN or infinite"),
-    ],
-)
-def test_wrong_arguments_are_refused_at_the_call(settings, message):
-    with pytest.raises(InputError, match=message):
-        encrypt_dataset(SECRET, **{"data": DATA, "scheme": SCHEME} | settings)
-
-
-def test_nan_pixels_are_refused():
-    images = np.ones((21, 8, 8, 1), np.float32)
-    images[5, 1, 2, 0] = np.nan
-    with pytest.raises(InputError, match="image 5 holds NaN or infinite pixels"):
-        _hidden(DATA | {"image": images})
-
-
-# Files
 
 
 def _batches(sizes, fail=False):
@@ -243,11 +69,6 @@ def test_output_that_cannot_be_used(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["taken.npz"]
 
 
-def test_progress_is_shown(capsys):
-    next(encrypt_dataset(SECRET, DATA, scheme=SCHEME, batch_size=21)).keys()
-    assert re.search(r"encrypt: +0%.*0/21", capsys.readouterr().err)
-
-
 @pytest.mark.parametrize("taken", ["out.json", "out.labels.npy", "out.npy"])
 def test_no_file_beside_the_images_is_overwritten(tmp_path, taken):
     (tmp_path / taken).write_text("precious")
@@ -258,30 +79,28 @@ def test_no_file_beside_the_images_is_overwritten(tmp_path, taken):
     assert (tmp_path / taken).read_text() == "precious"
 
 
-def test_what_is_no_secret_is_refused_at_the_call():
-    for wrong in (0, jax.random.key(0), b"0" * 32):
-        with pytest.raises(InputError, match="secret_key"):
-            encrypt_dataset(wrong, DATA, scheme=SCHEME)
-
-
-def test_a_typed_key_will_do():
-    key = insecure_key(3)
-    chex.assert_trees_all_equal(_hidden(secret=key), _hidden(secret=SecretKey(key)))
-
-
-def test_negative_soft_labels_are_refused():
-    soft = -np.eye(len(DATA["image"]), dtype=np.float32)
-    with pytest.raises(InputError, match="soft label 0 holds NaN, infinity or a negative number"):
-        encrypt_dataset(insecure_secret(0), {**DATA, "label": soft}, scheme=SCHEME)
-
-
 def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path, short_files):
     with pytest.raises(InputError, match=r"cannot write .*: File too large; free space, or name"):
         write_encrypted(tmp_path / "a.npz", _batches([5000]), 5000, {})
     assert not list(tmp_path.iterdir())
 
 
-def test_another_algorithm_has_other_keys(monkeypatch):
-    before = _content_digest(DATA, None, SCHEME)
-    monkeypatch.setattr(encrypt_files, "ALGORITHM", encrypt_files.ALGORITHM + 1)
-    assert _content_digest(DATA, None, SCHEME) != before
+def test_a_zip_tells_nothing_of_when_and_how_it_was_made(tmp_path):
+    """Two files with the same content, written at other times under other umasks, are the same."""
+    written = []
+    for name, umask, sizes in (("a.npz", 0o022, [5, 5, 2]), ("b.npz", 0o077, [5, 5, 2])):
+        before = os.umask(umask)
+        try:
+            write_encrypted(tmp_path / name, _batches(sizes), 12, {"k": 4})
+        finally:
+            os.umask(before)
+        written.append((tmp_path / name).read_bytes())
+        time.sleep(2.1)  # a zip file counts in steps of two seconds
+    assert written[0] == written[1]
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+        members = archive.infolist()
+    assert [m.filename for m in members] == ["image.npy", "label.npy", "description.npy"]
+    for member in members:
+        assert member.date_time == (1980, 1, 1, 0, 0, 0)
+        assert (member.external_attr, member.comment, member.compress_type) == (0o644 << 16, b"", 0)
+        assert member.internal_attr == member.volume == member.flag_bits == 0

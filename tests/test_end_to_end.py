@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import stat
 import time
 
 import jax
@@ -71,6 +72,7 @@ def test_a_run_leaves_what_it_promises(finished):
     for name in ("samples.png", "curves.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 200
+    assert stat.S_IMODE((folder / "samples.png").stat().st_mode) == 0o600
     lines = read_metrics(folder / "metrics.jsonl")
     trained = [line for line in lines if "train_loss" in line]
     assert [line["step"] for line in trained] == list(range(1, STEPS + 1))

@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import signal
+import stat
 import time
 
 import pytest
@@ -114,6 +115,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert all({"train_loss", "train_accuracy", "tokens_per_s"} < set(line) for line in trained)
     validated = [line["step"] for line in lines if "validation_accuracy" in line]
     assert validated == [*range(5, STEPS, 5), STEPS]
+    assert stat.S_IMODE((folder / "samples.txt").stat().st_mode) == 0o600
     samples = (folder / "samples.txt").read_text()
     assert samples.count("public:") == samples.count("private:") == 8
     weights = [float(w) for w in re.findall(r"^   (\d\.\d+) ", samples, re.MULTILINE)]

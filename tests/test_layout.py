@@ -21,12 +21,13 @@ PROGRAMS = [
 
 # From the bottom up; a module imports from lower layers, or from its own where that is no circle.
 LAYERS = [
-    ["errors", "folders", "metrics", "scores", "device_groups", "distributed", "chance"],
+    ["errors", "arrays", "files", "folders", "metrics", "scores"],
+    ["chance", "device_groups", "distributed"],
     ["prng", "secret", "arguments", "parallel", "placement", "compiled", "boundary", "pictures"],
     ["coefficients", "data"],
     ["encoders", "optimizers", "mixing", "hiding"],
     ["instahide", "texthide", "config", "checkpoint"],
-    ["run", "training", "image_data", "encrypt_files"],
+    ["run", "training", "image_data", "dataset_encryption", "encrypt_files"],
     ["task", "image_step", "text_step", "image_evaluation", "text_evaluation"],
     ["image_task", "text_task", "encrypt_command"],
     ["cli"],

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from instahide_jax.arrays import as_array, for_jax
 from instahide_jax.errors import InputError
 
 # What Pillow and its codecs, array_record (a bare RuntimeError) and zip files raise on damage.
@@ -39,6 +40,7 @@ GRAY_MODES = ("1", "L", "LA")
 # Pillow's modes that convert to 8-bit gray or RGB without clipping.
 EIGHT_BIT_MODES = (*GRAY_MODES, "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB")
 MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
+_CHUNK_BYTES = 1 << 24  # of pixels looked at together: a mask of a whole set could be gigabytes
 _MAX_CLASSES = 100_000  # of a `.npz` file, where a stray label would pass for a class
 _MNIST_CLASSES = 10
 _MNIST_PER_CLASS = 500
@@ -69,9 +71,12 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
     """Accept images [N, H, W, C] (uint8 or floating) with labels [N] (integers in range).
 
     Raises:
-      InputError: for an empty set, another number of dimensions, different lengths, another
-        dtype, a label outside [0, num_classes), or a pixel that is NaN or infinite.
+      InputError: for what is no array, an empty set, another number of dimensions, different
+        lengths, another dtype, a label outside [0, num_classes), or a pixel that is NaN or
+        infinite, or too large for float32.
     """
+    images = as_array(images, "images", "uint8 or float32")
+    labels = as_array(labels, "labels", "integers")
     if images.ndim != 4:
         raise InputError(
             f"images have shape {images.shape}: expected 4 dimensions [N, H, W, C] "
@@ -95,8 +100,11 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
         raise InputError(label_message(index, int(labels[index]), num_classes))
     if images.dtype == np.uint8:
         return
-    for start in range(0, len(images), 1024):  # a mask of the whole set could be gigabytes
-        finite = np.isfinite(images[start : start + 1024]).all(axis=(1, 2, 3))
+    step = max(1, _CHUNK_BYTES // images[:1].nbytes)
+    for start in range(0, len(images), step):
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+            pixels = np.asarray(images[start : start + step]).astype(np.float32, copy=False)
+        finite = np.isfinite(pixels).all(axis=(1, 2, 3))
         if not finite.all():
             index = start + int(np.argmin(finite))
             raise InputError(f"image {index} holds NaN or infinite pixels: correct or remove it")
@@ -120,7 +128,8 @@ def make_arrays(
       InputError: whatever `check_arrays` finds.
     """
     check_arrays(images, labels, num_classes)
-    labels = labels.astype(np.int32)
+    images = np.asarray(for_jax(images, "images"))
+    labels = np.asarray(labels).astype(np.int32)
     digest = hashlib.sha256()
     for array in (images, labels):
         digest.update(f"{array.shape} {array.dtype.str} ".encode())
@@ -283,7 +292,7 @@ def arrays_from_npz(path: str | Path) -> Arrays:
             images, labels = (_npz_member(path, file, key) for key in ("image", "label"))
     if np.issubdtype(images.dtype, np.floating):
         with np.errstate(over="ignore"):  # check_arrays reports the infinities
-            images = images.astype(np.float32)
+            images = images.astype(np.float32, copy=False)
     is_integer = np.issubdtype(labels.dtype, np.integer)
     if is_integer and labels.ndim == 1 and (labels < 0).any():
         index = int(np.argmax(labels < 0))
