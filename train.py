@@ -38,6 +38,7 @@ from instahide_jax.distributed import (
 from instahide_jax.encoders import make_model, num_parameters
 from instahide_jax.encoders.bert_folder import pretrained
 from instahide_jax.errors import InputError, Stopped, run_main
+from instahide_jax.folders import user_path
 from instahide_jax.metrics import MetricWriter, NoWriter, progress_bar
 from instahide_jax.optimizers import make_optimizer, make_schedule
 from instahide_jax.parallel import (
@@ -128,7 +129,9 @@ def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> 
     with (
         closing(checkpoints),
         closing(MetricWriter(run.folder, start) if is_first() else NoWriter()) as writer,
-        closing(progress_bar(total_steps, start, "train", is_first())) as bar,
+        closing(
+            progress_bar(total_steps, "train", " steps", initial=start, shown=is_first())
+        ) as bar,
         ending_at_once(),
     ):
         for feed in task.feeds(own_keys, mesh, start, total_steps):
@@ -165,7 +168,7 @@ def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> 
                 logged["learning_rate"] = float(learning_rate(updates))
                 writer.write(done, **logged, **{f"{task.unit}_per_s": rate})
                 shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-                bar.set_postfix_str(f"{shown}, {rate:,.0f} {task.unit}/s")
+                bar.set_postfix_str(f"{shown}, {rate:,.0f} {task.unit}/s", refresh=False)
             if to_save:
                 validation = validate(state, own_keys)
                 writer.write(done, **{f"validation_{n}": v for n, v in validation.values.items()})
@@ -202,8 +205,8 @@ def parse_command_line(argv: list[str]) -> tuple[Experiment, argparse.Namespace]
         add_help=False,
     )
     parser.add_argument("config", nargs="?")
-    parser.add_argument("--workdir", type=Path)
-    parser.add_argument("--secret-file", type=Path)
+    parser.add_argument("--workdir")
+    parser.add_argument("--secret-file")
     parser.add_argument("--coordinator")
     parser.add_argument("--num-processes", type=int)
     parser.add_argument("--process-id", type=int)
@@ -224,7 +227,11 @@ def parse_command_line(argv: list[str]) -> tuple[Experiment, argparse.Namespace]
     default = load_config(known.config)
     experiment = parse_args(type(default), overrides, default=default, prog="train.py CONFIG")
     path, _, variant = known.config.partition(":")
-    known.workdir = known.workdir or Path("runs") / f"{Path(path).stem}-{variant or 'default'}"
+    if known.workdir is None:
+        known.workdir = f"runs/{Path(path).stem}-{variant or 'default'}"
+    known.workdir = user_path(known.workdir, "--workdir")
+    if known.secret_file is not None:
+        known.secret_file = user_path(known.secret_file, "--secret-file")
     return experiment, known
 
 
@@ -233,7 +240,8 @@ def keep_programs(folder: str | None) -> None:
     if folder is None:
         return
     if "://" not in folder:  # of other addresses JAX takes care
-        path = Path(folder).absolute()
+        path = user_path(folder, "execution.compilation_cache").absolute()
+        folder = str(path)
         there = next(place for place in (path, *path.parents) if place.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise InputError(

@@ -153,7 +153,7 @@ def mixing_pass(
 
 def peak_memory() -> float:
     """Peak resident memory of this process so far, MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
     raise OSError("no VmHWM in /proc/self/status; this benchmark needs Linux")
@@ -161,7 +161,7 @@ def peak_memory() -> float:
 
 def forget_peak() -> None:
     """Let the peak start again from the present use."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def measure(name: str, devices: int) -> dict[str, Any]:

@@ -89,7 +89,8 @@ class Place:
         """The process to kill: of several one at random."""
         if self.processes == 1:
             return run.pid
-        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        file = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+        children = file.read_text(encoding="ascii").split()
         return int(rng.choice(children)) if children else run.pid
 
 
@@ -167,7 +168,7 @@ def memory(steps: int) -> bool:
         total = epochs * STEPS_PER_PASS
         with tqdm(total=total, desc="memory", unit="step") as bar:
             while run.poll() is None:
-                status = Path(f"/proc/{run.pid}/status").read_text()
+                status = Path(f"/proc/{run.pid}/status").read_text(encoding="utf-8")
                 held = re.search(r"VmRSS:\s+(\d+) kB", status)
                 step = place.step("long")
                 if held and step:

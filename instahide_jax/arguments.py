@@ -10,12 +10,20 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructTypeInfo,
+)
 
 from instahide_jax.errors import InputError
+from instahide_jax.folders import user_path
 
 T = TypeVar("T")
 
@@ -80,6 +88,7 @@ def _deferred(function: Callable[..., T]) -> Callable[..., Callable[[], T]]:
 def _cli(parser: Any, argv: Sequence[str], default: Any, prog: str) -> Any:
     registry = ConstructorRegistry()
     registry.struct_rule(_narrow_to_default)
+    registry.primitive_rule(_path)
     return tyro.cli(
         parser,
         args=argv,
@@ -87,6 +96,19 @@ def _cli(parser: Any, argv: Sequence[str], default: Any, prog: str) -> Any:
         registry=registry,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.PositionalMetavarFromFieldName),
         **({} if default is None else {"default": default}),
+    )
+
+
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """Paths as `user_path` reads them."""
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: user_path(words[0], "a path"),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
     )
 
 

@@ -181,7 +181,7 @@ def _check_scores(folder: Path, mend: bool) -> None:
 def _locked(path: Path) -> IO[str]:
     """A file that this process alone has locked; the lock ends with the process at the latest."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("w")
+    file = path.open("w", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -144,8 +144,7 @@ def public_pool_command(arguments: PublicPoolArguments) -> None:
         channels=arguments.channels,
         exclude=arguments.exclude,
     )
-    source, out = arguments.source.expanduser(), arguments.out.expanduser()
-    print(build_public_pool(source, out, parameters, arguments.overwrite))
+    print(build_public_pool(arguments.source, arguments.out, parameters, arguments.overwrite))
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from instahide_jax.arrays import as_array, is_float
 from instahide_jax.data.embedded import check_arrays
 from instahide_jax.errors import InputError
 from instahide_jax.hiding import split_pass_key
 from instahide_jax.instahide import InstaHide, encrypt, encrypt_rows
+from instahide_jax.metrics import progress_bar
 from instahide_jax.secret import ALGORITHM, SecretKey, insecure_secret, unwrap
 
 _CHUNK_BYTES = 1 << 24
@@ -157,7 +157,7 @@ def _encrypted(
     run_secret = secret.run(_content_digest(data))
     bound = run_secret.stream("encrypt_dataset")
     pool = None if data.pool is None else jnp.asarray(data.pool[:])
-    with tqdm(total=total, desc="encrypt", unit="image", disable=not progress) as bar:
+    with progress_bar(total, "encrypt", " images", shown=progress) as bar:
         order: Any = _order(run_secret, passes, size) if shuffle else range(total)
         # Of all passes, because any batch of a shuffled order has rows of many.
         row_parents = _draw_row_parents(bound, np.arange(passes, dtype=np.uint32))

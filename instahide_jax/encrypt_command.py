@@ -1,6 +1,5 @@
 """`instahide encrypt`: from a data set to a file of encryptions."""
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from instahide_jax.errors import InputError
 from instahide_jax.files import private_file
 from instahide_jax.instahide import InstaHide
 from instahide_jax.secret import read_secret, secret_key, write_secret
+from instahide_jax.version import __version__
 
 if TYPE_CHECKING:
     from instahide_jax.cli import EncryptArguments
@@ -89,7 +89,7 @@ def _description(scheme: InstaHide, passes: int, data: Arrays) -> dict[str, Any]
         "scheme": to_json(scheme),
         "passes": passes,
         "class_names": list(data.class_names),
-        "instahide_jax": version("instahide-jax"),
+        "instahide_jax": __version__,
     }
 
 

@@ -1,9 +1,31 @@
-"""Folders as configurations name them."""
+"""Files and folders as users name them."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 from instahide_jax.errors import InputError
+
+
+def user_path(name: str | os.PathLike[str], what: str) -> Path:
+    """The path that a user names, with ~ for a home folder.
+
+    Args:
+      name: as typed.
+      what: the option or field, for the message.
+
+    Raises:
+      InputError: for an empty name, or the home folder of a user that does not exist.
+    """
+    text = os.fspath(name)
+    if not text.strip():
+        raise InputError(f"{what} is empty; name a file or folder, or leave {what} out")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"{what} is {text}, but that user has no home folder; write the whole path"
+        ) from None
 
 
 def local_folder(name: str | Path) -> Path:
@@ -17,7 +39,7 @@ def local_folder(name: str | Path) -> Path:
     """
     kind, colon, rest = str(name).partition(":")
     if kind != "package" or not colon:
-        return Path(name)
+        return user_path(name, "the folder of the encoder")
     package, _, below = rest.partition("/")
     if not package.isidentifier():
         raise InputError(f"{name} names no package; write package:NAME/FOLDER")

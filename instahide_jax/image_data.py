@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterable
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
+import grain
 import numpy as np
 
 from instahide_jax.config import ImageExperiment
@@ -68,7 +68,7 @@ def open_images(experiment: ImageExperiment, held: Iterable[int]) -> dict[int, C
             "partners 'dataset' needs data in memory; set partners to 'batch' for a stream"
         )
     # Row keys of a stream are those of positions in an order that a version of grain defines.
-    order = f" grain {version('grain')}" if streamed else ""
+    order = f" grain {grain.__version__}" if streamed else ""
     shared_by = experiment.clients if experiment.client_data == "parts" else 1
     made = {}
     for client in held:

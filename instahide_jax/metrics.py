@@ -3,8 +3,9 @@
 import json
 import logging
 import os
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,9 +35,11 @@ class MetricWriter:
         kept = [line for line in read_metrics(self._path) if line["step"] <= resume_step]
         temporary = self._path.with_suffix(".tmp")
         with writing(self._path):
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.write_text(
+                "".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8"
+            )
             os.replace(temporary, self._path)
-            self._file = self._path.open("a", buffering=1)
+            self._file = self._path.open("a", buffering=1, encoding="utf-8")
             self._board = _Board(folder, resume_step) if find_spec("tensorboardX") else None
 
     def write(self, step: int, **values: float) -> None:
@@ -115,22 +118,63 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return read
 
 
+class _Lines:
+    """Where progress goes without a terminal: whole lines instead of one that is overwritten."""
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line:
+            print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress_bar(
+    total: int,
+    description: str,
+    unit: str,
+    *,
+    initial: int = 0,
+    delay: float = 0,
+    leave: bool = True,
+    shown: bool = True,
+) -> tqdm:
+    """A progress bar; without a terminal a line now and then.
+
+    The environment's TQDM_DISABLE=1 and the like are honoured.
+
+    Args:
+      total: of the units.
+      description: what goes on.
+      unit: of the total, with a leading blank where it is a word.
+      initial: units that were done before.
+      delay: seconds after which it appears.
+      leave: keep it when the end is reached.
+      shown: False where another process shows it.
+    """
+    settings: dict[str, Any] = {"dynamic_ncols": True, "mininterval": 0.5}
+    if not sys.stderr.isatty():
+        settings = {"file": _Lines(), "ncols": 100, "mininterval": 30, "maxinterval": 60}
+    if not shown:
+        settings["disable"] = True  # otherwise tqdm asks the environment
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        initial=initial,
+        delay=delay,
+        leave=leave,
+        smoothing=0.05,
+        **settings,
+    )
+
+
 def progress(
     items: Iterable[T], description: str, total: int, unit: str, shown: bool = True
-) -> Iterable[T]:
-    """The items, with a bar that appears where they take longer than two seconds."""
-    return tqdm(items, description, total, unit=unit, delay=2, leave=False, disable=not shown)
-
-
-def progress_bar(total: int, initial: int, description: str, shown: bool = True) -> tqdm:
-    """A progress bar over steps."""
-    return tqdm(
-        disable=not shown,
-        total=total,
-        initial=initial,
-        desc=description,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=0.5,
-        smoothing=0.05,
-    )
+) -> Iterator[T]:
+    """The items, with a `progress_bar` that appears where they take longer than two seconds."""
+    with progress_bar(total, description, unit, delay=2, leave=False, shown=shown) as bar:
+        for item in items:
+            yield item
+            bar.update()

@@ -2,16 +2,32 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from instahide_jax.files import private_file
 from instahide_jax.metrics import read_metrics
 
-matplotlib.use("Agg")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _figure(**settings: Any) -> "Figure":
+    """A figure that pyplot does not know, drawn by Agg.
+
+    The backend that a notebook leaves in the environment is of no use here, and importing
+    Matplotlib may fail because of it.
+    """
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        from matplotlib.figure import Figure
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return Figure(**settings)
+
+
 _PNG: dict[str, Any] = {"format": "png", "dpi": 110}
 
 
@@ -28,7 +44,7 @@ def save_samples(path: Path, columns: dict[str, np.ndarray], labels: list[str], 
       note: below the picture.
     """
     rows = len(labels)
-    figure = Figure(figsize=(2.0 * len(columns) + 2.4, 1.6 * rows + 0.7), layout="constrained")
+    figure = _figure(figsize=(2.0 * len(columns) + 2.4, 1.6 * rows + 0.7), layout="constrained")
     grid = figure.subplots(rows, len(columns), squeeze=False)
     for c, (title, images) in enumerate(columns.items()):
         for r in range(rows):
@@ -49,7 +65,7 @@ def save_samples(path: Path, columns: dict[str, np.ndarray], labels: list[str], 
 def save_curves(path: Path, metrics_file: Path, title: str) -> None:
     """Losses over steps beside all other scores, from metrics.jsonl."""
     lines = read_metrics(metrics_file)
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = _figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     parts = {"train": "training (hidden)", "validation": "validation"}
     names = dict.fromkeys(name for line in lines for name in line)

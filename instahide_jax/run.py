@@ -5,11 +5,12 @@ import json
 import os
 import platform
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax
 import jax
+import optax
 
 from instahide_jax.config import (
     Experiment,
@@ -29,6 +30,7 @@ from instahide_jax.secret import (
     secret_key,
     write_secret,
 )
+from instahide_jax.version import __version__
 
 _PARTITIONABLE = "jax_threefry_partitionable"
 _CONFIG = "config.json"
@@ -85,10 +87,16 @@ def secret_files(folder: Path, named: Path | None, held: range, clients: int) ->
       clients: K.
 
     Raises:
-      InputError: if several clients would have the same file.
+      InputError: if several clients would have the same file, or it cannot be a file outside the
+        run folder.
     """
+    place = folder.resolve()  # of "runs/a/.." too, which names no place beside it
+    if not place.name:
+        raise InputError(
+            f"--workdir is {folder}, and beside it is no place for the secret; name a folder in it"
+        )
     if named is None:
-        beside = folder.absolute()
+        beside = place if ".." in folder.parts else folder.absolute()
         return {
             client: beside.with_name(
                 f"{beside.name}.secret" if clients == 1 else f"{beside.name}.client{client}.secret"
@@ -99,6 +107,13 @@ def secret_files(folder: Path, named: Path | None, held: range, clients: int) ->
         raise InputError(
             f"--secret-file is {named} for {len(held)} clients, which would share it; put "
             "{client} into the name of the file"
+        )
+    if not named.name or named.name == ".." or named.is_dir():
+        raise InputError(f"--secret-file is {named}, a folder; name a file")
+    if named.resolve().is_relative_to(place):
+        raise InputError(
+            f"--secret-file is {named}, inside the run folder {folder}, which may be copied; name "
+            "a file elsewhere"
         )
     return {client: named.with_name(named.name.replace("{client}", str(client))) for client in held}
 
@@ -151,7 +166,8 @@ def open_run(
             "data": data,
             **statistics._asdict(),
             "secret": _kind_of_secret(experiment),
-            "versions": {p: version(p) for p in ("instahide-jax", "jax", "flax", "optax")},
+            "versions": {"instahide-jax": __version__}
+            | {m.__name__: m.__version__ for m in (jax, flax, optax)},
             "python": platform.python_version(),
             "layout": layout(),
         }
@@ -227,7 +243,7 @@ def _kind_of_secret(experiment: Experiment) -> str:
 def _fingerprint(experiment: Experiment, data: list[str]) -> bytes:
     # The last decides what order and views a seed gives, and so what a row key meets.
     order = f"{_PARTITIONABLE}={jax.config.values[_PARTITIONABLE]}"
-    return fingerprint(experiment, data, f"{version('instahide-jax')} {ALGORITHM} {order}")
+    return fingerprint(experiment, data, f"{__version__} {ALGORITHM} {order}")
 
 
 def _client_mark(experiment: Experiment, data: list[str], client: int) -> bytes:
@@ -344,7 +360,7 @@ def _make_writable(folder: Path) -> None:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}; restore it or start anew") from None
 
@@ -352,5 +368,5 @@ def _read_json(path: Path) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is whole or absent."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)

@@ -5,6 +5,7 @@ fingerprint makes it impossible for two runs that differ in data or configuratio
 one-time key, even from the same secret file: their keys part at the first step.
 """
 
+import errno
 import operator
 import os
 import secrets
@@ -21,6 +22,8 @@ import numpy as np
 from instahide_jax import prng
 from instahide_jax.errors import InputError
 
+# What os.link says on file systems without hard links.
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP}
 SECRET_BYTES = 32
 # Number of the way in which keys become draws and draws become mixtures. Whoever changes either
 # raises it: a key then never hides by the new way what it has hidden by the old one.
@@ -146,17 +149,30 @@ def write_secret(path: str | Path, secret: SecretKey) -> None:
     except OSError as error:
         raise InputError(f"cannot write a secret below {path.parent}: {error.strerror}") from None
     try:
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(data.hex() + "\n")
             file.flush()
             os.fsync(file.fileno())
-        os.link(temporary, path)  # unlike rename, fails where the name exists
+        _put(temporary, path)
     except FileExistsError:
         raise InputError(f"secret file {path} exists already; name another one") from None
     except OSError as error:
         raise InputError(f"cannot write secret file {path}: {error.strerror}") from None
     finally:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _put(temporary: str, path: Path) -> None:
+    """Give a file its name, unless there is one of that name: then `FileExistsError`."""
+    try:
+        os.link(temporary, path)  # unlike rename, fails where the name exists
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        # FAT, some network and FUSE file systems. An empty file takes the name, which fails where
+        # it exists, and is replaced by the whole one.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.rename(temporary, path)
 
 
 def read_secret(path: str | Path) -> SecretKey:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, ImageOps
-from tqdm import tqdm
 
 from instahide_jax.data.embedded import (
     EIGHT_BIT_MODES,
@@ -24,6 +23,7 @@ from instahide_jax.data.embedded import (
     open_image,
 )
 from instahide_jax.errors import InputError
+from instahide_jax.metrics import progress
 
 IMAGE_SUFFIXES = (
     ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
@@ -139,7 +139,7 @@ def arrays_from_folder(path: str | Path, size: int | None = None) -> Arrays:
     labels = [label for label, files in enumerate(classes.values()) for _ in files]
     images: list[np.ndarray] = []
     paths = [file for files in classes.values() for file in files]
-    for file in tqdm(paths, desc=root.name, unit=" images", delay=1):
+    for file in progress(paths, root.name, len(paths), " images"):
         images.append(_pixels(file, size))
         if images[-1].shape[:2] != images[0].shape[:2]:
             (height, width), (first_height, first_width) = images[-1].shape[:2], images[0].shape[:2]
@@ -248,7 +248,7 @@ def _assemble(
     ignored: Sequence[Path],
 ) -> ImageFolder:
     paths = [path for classes in images.values() for files in classes.values() for path in files]
-    facts = {path: _inspect(path) for path in tqdm(paths, desc="checking", unit="image")}
+    facts = {path: _inspect(path) for path in progress(paths, "checking", len(paths), " images")}
     channels = 1 if all(fact.gray for fact in facts.values()) else 3
     sizes = {fact.size for fact in facts.values()}
     height, width = sizes.pop() if len(sizes) == 1 else (None, None)

@@ -17,7 +17,6 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.download.util import DownloadError
-from tqdm import tqdm
 
 from instahide_jax.data.archives import LabelledImages
 from instahide_jax.data.content import Content, SplitContent, digest
@@ -41,6 +40,7 @@ from instahide_jax.data.prepared import (
 from instahide_jax.data.tables import did_you_mean
 from instahide_jax.data.tfds_io import data_root
 from instahide_jax.errors import InputError
+from instahide_jax.metrics import progress
 
 _FOLDER_VERSION = "1.0.0"
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -136,7 +136,7 @@ def _file_content(split: str, files: Sequence[ImageFile]) -> SplitContent:
     """Of the files as they are, not of what is stored, which may depend on a version of Pillow."""
 
     def parts() -> Iterator[bytes | str]:
-        for file in tqdm(files, desc=f"sums of {split}", unit="image", delay=1):
+        for file in progress(files, f"sums of {split}", len(files), " images"):
             yield from (file.key, str(file.label))
             yield file.path.read_bytes()
 
@@ -167,7 +167,7 @@ def _array_examples(
     split: str, data: LabelledImages, with_id: bool
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     # The running number as key and as id is what TFDS uses: the order on disk comes out the same.
-    for index, image in enumerate(tqdm(data.images, desc=split, unit="image")):
+    for index, image in enumerate(progress(data.images, split, len(data.images), " images")):
         example: dict[str, Any] = {"image": encode_png(image)}
         example |= {label: int(values[index]) for label, values in data.labels.items()}
         yield index, example | ({"id": f"{split}_{index:05d}"} if with_id else {})
@@ -202,7 +202,8 @@ def _folder_builder(name: str, folder: ImageFolder, root: Path) -> Any:
             return {split: self._generate_examples(split) for split in folder.splits}
 
         def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-            for file in tqdm(folder.splits[split], desc=split, unit="image"):
+            files = folder.splits[split]
+            for file in progress(files, split, len(files), " images"):
                 yield file.key, {"image": folder.read(file), "label": file.label}
 
     LocalBuilder.name = name

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from instahide_jax.data import glue, movie_reviews
 from instahide_jax.data.content import Content, SplitContent, digest
@@ -24,6 +23,7 @@ from instahide_jax.data.prepared import (
     is_there,
 )
 from instahide_jax.errors import InputError
+from instahide_jax.metrics import progress
 
 # split -> (key, features) of every example; keys are unique within a split.
 Splits = Mapping[str, Sequence[tuple[Any, Mapping[str, Any]]]]
@@ -155,7 +155,7 @@ def _builder_type(name: str, version: str, features: Mapping[str, Any], splits: 
             return {split: self._generate_examples(split) for split in splits}
 
         def _generate_examples(self, split: str) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-            yield from tqdm(splits[split], desc=split, unit=" texts")
+            yield from progress(splits[split], split, len(splits[split]), " texts")
 
     LocalBuilder.name = name
     return LocalBuilder

@@ -4,7 +4,7 @@ import contextlib
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,8 +168,9 @@ def run_builder(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="incomplete.", dir=path.parent) as folder, hush:
-            builder = make(Path(folder))
-            builder.download_and_prepare(download_dir=downloads)
+            with _temporary_files_in(folder):  # TFDS leaves an empty folder there for every builder
+                builder = make(Path(folder))
+                builder.download_and_prepare(download_dir=downloads)
             result = _describe(builder, path, built=True)
             known = Content({name: SplitContent(size) for name, size in result.sizes.items()})
             write_record(Path(builder.data_dir), content or known)
@@ -180,6 +181,16 @@ def run_builder(
         if quiet:
             tfds.enable_progress_bar()
     return result
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Within, Python's temporary files and folders lie in `folder`."""
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _put(built: Path, path: Path) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from instahide_jax.data.embedded import EIGHT_BIT_MODES, FORMATS
 from instahide_jax.data.pool_files import (
@@ -29,6 +28,7 @@ from instahide_jax.data.pool_files import (
     write,
 )
 from instahide_jax.errors import InputError
+from instahide_jax.metrics import progress_bar
 
 PHOTO_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 # A photo is given up when, after so many tries, a smaller share than this was accepted.
@@ -148,6 +148,8 @@ def load_public_pool(path: Path, image_shape: tuple[int, ...]) -> np.ndarray:
         InputError: when the file is missing, is no such array, or is not the one that the .json
             beside it describes (a pool without a .json is taken as it is).
     """
+    if path.is_dir():
+        raise InputError(f"the public pool is {path}, a folder; name the .npy file of a pool")
     remedy = _remedy(path, image_shape)
     try:
         pool = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -253,7 +255,7 @@ def _fill(
 ) -> None:
     """Fill `pool` in rounds; a round asks every live photo for an equal share of what lacks."""
     filled = 0
-    with tqdm(total=len(pool), desc="public pool", unit="patch") as progress:
+    with progress_bar(len(pool), "public pool", " patches") as progress:
         while filled < len(pool):
             live = [photo for photo in photos if photo.is_live]
             if not live:

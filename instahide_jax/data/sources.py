@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from instahide_jax.data.embedded import Arrays, make_arrays, mnist5k
 from instahide_jax.data.public_pool import load_public_pool
 from instahide_jax.data.tfds_io import Split, load_arrays, open_split
 from instahide_jax.errors import InputError
+from instahide_jax.folders import user_path
 
 _BLOCK = 1 << 20  # values that are measured together
 
@@ -315,7 +315,7 @@ class PoolFile(PoolConfig):
     def load(
         self, dataset: Dataset, shape: tuple[int, int, int]
     ) -> tuple[np.ndarray, Dataset, str]:
-        pool = load_public_pool(Path(self.path), shape)
+        pool = load_public_pool(user_path(self.path, "public_pool.path"), shape)
         return pool, dataset, hashlib.sha256(np.ascontiguousarray(pool).data).hexdigest()
 
 

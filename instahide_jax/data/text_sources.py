@@ -3,7 +3,6 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ from instahide_jax.data.sources import held_out_rows
 from instahide_jax.data.texts import Texts, make_texts, read_table, texts_from_tfds
 from instahide_jax.data.tokenize import Tokenizer, encode, load_tokenizer, word_tokenizer
 from instahide_jax.errors import InputError
-from instahide_jax.folders import local_folder
+from instahide_jax.folders import local_folder, user_path
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class TableText(TextSource):
 
     def read(self) -> Texts:
         return read_table(
-            Path(self.path),
+            user_path(self.path, "the path of the texts"),
             text=self.text,
             label=self.label,
             second=self.second,

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from instahide_jax.data.embedded import label_message
 from instahide_jax.data.labels import UNLABELLED, Cell, cell, class_labels, number_labels
 from instahide_jax.data.tables import did_you_mean, read_rows
 from instahide_jax.data.tfds_io import check_record, open_builder, reading, split_files
 from instahide_jax.errors import InputError
+from instahide_jax.metrics import progress
 
 _log = logging.getLogger(__name__)
 # Records read at once. One by one takes the longer the more a file holds: measured 600 a second of
@@ -296,7 +296,8 @@ def texts_from_tfds(
     source = builder.as_data_source(split, decoders=decoders or None)
     texts: dict[str, list[str]] = {column: [] for column in columns}
     labels: list[float] = []
-    for start in tqdm(range(0, total, _BATCH), desc=f"{name}[{split}]", unit=" batches", delay=1):
+    starts = range(0, total, _BATCH)
+    for start in progress(starts, f"{name}[{split}]", len(starts), " batches"):
         stop = min(start + _BATCH, total)
         with reading(source, f"{name}[{split}]", start, stop):
             records = source.__getitems__(range(start, stop))

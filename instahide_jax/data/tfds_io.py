@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from instahide_jax.data.embedded import (
     MODE_OF_CHANNELS,
@@ -31,6 +30,8 @@ from instahide_jax.data.embedded import (
 )
 from instahide_jax.data.tables import did_you_mean
 from instahide_jax.errors import InputError
+from instahide_jax.folders import user_path
+from instahide_jax.metrics import progress_bar
 
 # Text sets that `instahide prepare` makes of local files; TFDS lists neither without TensorFlow.
 _PREPARED_FROM = {"glue": "FOLDER_OR_ZIP", "movie_reviews": "vaderSentiment-3.3.2.tar.gz"}
@@ -177,10 +178,12 @@ def split_files(builder: Any, name: str, split: str) -> tuple[int, list[Path]]:
 
 def data_root(data_dir: str | Path | None) -> Path:
     """The TFDS folder: `data_dir`, or what the environment names now, or TFDS' own default."""
-    root = str(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    if data_dir is None:
+        data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = str(data_dir)
     if "://" in root:
         raise InputError(f"data_dir is {root!r}: must be a local folder; mount or copy the bucket")
-    return Path(root).expanduser()
+    return user_path(root, "data_dir")
 
 
 def _find_prepared(name: str, root: Path) -> Path:
@@ -385,7 +388,7 @@ def load_arrays(
     workers = min(4, os.cpu_count() or 1) if shape[0] * shape[1] >= _THREADS_FROM else 1
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=total, desc=opened.name, unit=" images", delay=1) as bar,
+        progress_bar(total, opened.name, " images", delay=2, leave=False) as bar,
     ):
         for count in pool.map(decode, range(0, total, 256)):
             bar.update(count)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from tqdm import tqdm
 
 from instahide_jax.errors import InputError
+from instahide_jax.metrics import progress
 
 _PADDING = ("[PAD]", "<pad>")
 _PART = 1000  # texts
@@ -100,7 +100,8 @@ def encode(
     tokenizer.enable_padding(length=length, pad_id=padding)
     try:
         # In parts: as Python's integers, the tokens take ten times the memory of the arrays.
-        for start in tqdm(range(0, len(inputs), _PART), "tokenize", unit=" thousand", delay=2):
+        starts = range(0, len(inputs), _PART)
+        for start in progress(starts, "tokenize", len(starts), " thousand"):
             place = slice(start, start + _PART)
             rows = tokenizer.encode_batch(inputs[place])
             columns["ids"][place] = [row.ids for row in rows]

@@ -251,7 +251,9 @@ def save_folder(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir()
-        (temporary / "config.json").write_text(json.dumps(_to_json(config), indent=2) + "\n")
+        (temporary / "config.json").write_text(
+            json.dumps(_to_json(config), indent=2) + "\n", encoding="utf-8"
+        )
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         for file in copied:
             shutil.copyfile(file, temporary / file.name)
