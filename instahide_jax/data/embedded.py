@@ -287,4 +287,4 @@ def _npz_member(path: str | Path, file: Any, key: str) -> np.ndarray:
         raise InputError(
             f"{path} holds {', '.join(file) or 'nothing'}: expected either {key!r} or '{key}s'"
         )
-    return file[found[0]]
+    return as_array(file[found[0]], f"the {key}s of {path}")
