@@ -1,17 +1,20 @@
 """Speed and memory of `encrypt`, beside a plain NumPy version of the published algorithm.
 
     python benchmarks/encrypt.py [--devices 1]
+    python benchmarks/encrypt.py --command
 
-Each case runs in a process of its own, in which five things alternate: a pass of `encrypt` over a
-set in memory (partners drawn anew for the pass, ChaCha20 keys per row, uint8 in, float32 out), the
-same pass without anything random (partners and coefficients given, no signs: what mixing alone
-takes), the same amount of work by `published`, first on the whole set at once, as the published
-code hides it (`generate_sample` loads the training set as one batch), then in batches that stay in
-the cache, and a plain copy of as many bytes as `encrypt` must read and write (k + 4 bytes per
-value). Each is done
-twice in a row and the second time counts: the first pays for memory that the one before has given
-back. Printed are medians over the repetitions, the median ratios of neighbouring passes, and the
-growth of the process's peak memory during each.
+Without --command, each case runs in a process of its own, in which five things alternate: a pass of
+`encrypt` over a set in memory (partners drawn anew for the pass, ChaCha20 keys per row, uint8 in,
+float32 out), the same pass without anything random (partners and coefficients given, no signs: what
+mixing alone takes), the same amount of work by `published`, first on the whole set at once, as the
+published code hides it (`generate_sample` loads the training set as one batch), then in batches
+that stay in the cache, and a plain copy of as many bytes as `encrypt` must read and write (k + 4
+bytes per value). Each is done twice in a row and the second time counts: the first pays for memory
+that the one before has given back. Printed are medians over the repetitions, the median ratios of
+neighbouring passes, and the growth of the process's peak memory during each.
+
+With --command it measures the whole of `instahide encrypt`, from file to file: the peak memory of
+its process beside the size of the set.
 
 By default there is one CPU device per core, each with the set and its share of the batch, as JAX
 uses the devices of any machine; XLA alone spreads only the largest parts of a program over cores.
@@ -19,10 +22,12 @@ uses the devices of any machine; XLA alone spreads only the largest parts of a p
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +37,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from instahide_jax import InstaHide, SecretKey, encrypt, secret_key
 from instahide_jax.mixing import mix
@@ -43,6 +49,17 @@ CASES = {
     "cross k=6, 32x32x3": (InstaHide.cross(6, num_classes=10), 32, 50_000, 1_024, 128),
     "inside k=4, 224x224x3": (InstaHide.inside(4, num_classes=10), 224, 1_000, 32, 32),
     "cross k=6, 224x224x3": (InstaHide.cross(6, num_classes=10), 224, 1_000, 32, 32),
+}
+# name: (shape of an image, dtype, images, options)
+SETS: dict[str, tuple[tuple[int, ...], str, int, tuple[str, ...]]] = {
+    "a hundred images": ((28, 28, 1), "uint8", 100, ()),
+    "grey 28x28, uint8": ((28, 28, 1), "uint8", 52_000, ()),
+    "four times as many": ((28, 28, 1), "uint8", 208_000, ()),
+    "--passes 4 of the former": ((28, 28, 1), "uint8", 52_000, ("--passes", "4")),
+    "grey 28x28, float32": ((28, 28, 1), "float32", 52_000, ()),
+    "colour 32x32, uint8": ((32, 32, 3), "uint8", 53_000, ()),
+    "colour 224x224, uint8": ((224, 224, 3), "uint8", 1_080, ()),
+    "the same, a folder of PNG": ((224, 224, 3), "folder", 1_080, ()),
 }
 REPETITIONS = 5
 SEED = 0
@@ -212,13 +229,59 @@ def measure(name: str, devices: int) -> dict[str, Any]:
     }
 
 
+def write_set(folder: Path, shape: tuple[int, ...], dtype: str, count: int) -> Path:
+    """A .npz file, or a folder of class folders, of random images of ten classes."""
+    rng = np.random.default_rng(SEED)
+    images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+    labels = np.arange(count) % 10
+    if dtype != "folder":
+        pixels = images if dtype == "uint8" else (images / np.float32(255)).astype(dtype)
+        np.savez(folder / "set.npz", image=pixels, label=labels)
+        return folder / "set.npz"
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = folder / "set" / str(label)
+        path.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path / f"{number}.png", compress_level=0)
+    return folder / "set"
+
+
+def measure_command(name: str) -> tuple[float, float, float]:
+    """MB that the set takes in memory, peak memory of `instahide encrypt`, seconds that it took."""
+    shape, dtype, count, options = SETS[name]
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import encrypt\n"
+    code += "from instahide_jax import cli; cli.run(sys.argv[1:]); print(encrypt.peak_memory())"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        source = write_set(folder, shape, dtype, count)
+        arguments = [str(source), "--out", str(folder / "out.npz"), *options]
+        arguments += ["--secret-file", str(folder / "secret")]
+        start = time.perf_counter()
+        output = subprocess.run(
+            [sys.executable, "-c", code, "encrypt", *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        seconds = time.perf_counter() - start
+    width = 4 if dtype == "float32" else 1
+    return math.prod(shape) * count * width / 2**20, float(output.splitlines()[-1]), seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--command", action="store_true", help="measure `instahide encrypt`")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
         print(json.dumps(measure(arguments.case, arguments.devices)))
+        return
+    if arguments.command:
+        print(f"{platform.machine()}, jax {jax.__version__}; MB")
+        print(f"{'instahide encrypt':26} {'set':>6} {'peak':>6} {'peak - set':>10} {'seconds':>8}")
+        for name in SETS:
+            size, peak, seconds = measure_command(name)
+            print(f"{name:26} {size:>6.0f} {peak:>6.0f} {peak - size:>10.0f} {seconds:>8.1f}")
         return
     print(
         f"{platform.machine()}, {arguments.devices} CPU device(s), jax {jax.__version__}, "

@@ -6,7 +6,7 @@
     python train.py configs/fashion_mnist.py:cross
 
 Variants: default (= inside), vanilla, mixup, inside, cross. Only cross needs the pool. Measured
-accuracies are in README.md.
+accuracies are in docs/results.md.
 """
 
 from typing import Any

@@ -7,7 +7,7 @@ The sentences are no language: words that say one of two classes, mostly the rig
 words that say nothing (`SyntheticText`). The best possible accuracy is 0.928. For a look at
 TextHide and for tests; what it does to real text, configs/movie_reviews.py shows.
 
-Variants: default (= intra), vanilla, mix, intra, inter. Measured accuracies are in README.md.
+Variants: default (= intra), vanilla, mix, intra, inter. Measured accuracies are in docs/results.md.
 """
 
 from typing import Any

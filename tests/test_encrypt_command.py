@@ -313,6 +313,33 @@ WRONG = {
 }
 
 
+FOREIGN = {
+    "big-endian": (">f8", ">u2", None),
+    "long double": (np.longdouble, np.uint64, None),
+    "half": (np.float16, np.int8, None),
+    "times": ("u1", "m8[s]", "the labels of data.npz have dtype timedelta64[s]: convert to"),
+    "texts": ("u1", "U3", "the labels of data.npz have dtype <U3: convert to"),
+    "complex": (complex, int, "the images of data.npz have dtype complex128: convert to"),
+    "objects": (object, int, "Object arrays cannot be loaded"),
+    "bool": ("u1", bool, "labels have dtype bool: convert to integers"),
+    "int64": (int, int, "images have dtype int64: convert to uint8 or float32"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_of_other_dtypes(place, name):
+    image, label, message = FOREIGN[name]
+    np.savez("data.npz", image=ARRAYS.images.astype(image), label=ARRAYS.labels.astype(label))
+    if message is None:
+        _run("data.npz --out hidden.npz --secret-file a.secret")
+        assert _read("hidden.npz")[0].dtype == np.float32
+        return
+    with pytest.raises(InputError) as caught:
+        _run("data.npz --out hidden.npz --secret-file a.secret")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("line", "expected"), WRONG.items())
 def test_refused_in_one_line_with_nothing_written(place, line, expected):
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}

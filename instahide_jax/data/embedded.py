@@ -316,4 +316,4 @@ def _npz_member(path: str | Path, file: Any, key: str) -> np.ndarray:
             f"{path} holds {', '.join(file) or 'nothing'}: expected either {key!r} or '{key}s'; "
             "save one of them, with numpy.savez"
         )
-    return file[found[0]]
+    return as_array(file[found[0]], f"the {key}s of {path}")

@@ -137,19 +137,22 @@ def arrays_from_folder(path: str | Path, size: int | None = None) -> Arrays:
     if not classes:
         raise InputError(f"{root} holds no class folders: put the images in one folder per class")
     labels = [label for label, files in enumerate(classes.values()) for _ in files]
-    images: list[np.ndarray] = []
     paths = [file for files in classes.values() for file in files]
-    for file in progress(paths, root.name, len(paths), " images"):
-        images.append(_pixels(file, size))
-        if images[-1].shape[:2] != images[0].shape[:2]:
-            (height, width), (first_height, first_width) = images[-1].shape[:2], images[0].shape[:2]
+    images = np.empty((0, 0, 0, 0), np.uint8)
+    for number, file in enumerate(progress(paths, root.name, len(paths), " images")):
+        image = _pixels(file, size)
+        if not number:  # one array from the start: a list of images would be there twice
+            images = np.empty((len(paths), *image.shape), np.uint8)
+        if image.shape[:2] != images.shape[1:3]:
+            (height, width), (first_height, first_width) = image.shape[:2], images.shape[1:3]
             raise InputError(
                 f"{file} has {height} x {width} pixels, {paths[0]} has {first_height} x "
                 f"{first_width}: give a size (--size) to scale all images to"
             )
-    channels = max(image.shape[2] for image in images)
-    same = [np.broadcast_to(image, (*image.shape[:2], channels)) for image in images]
-    return make_arrays(np.stack(same), np.array(labels), len(classes), classes)
+        if image.shape[2] > images.shape[3]:  # the first in colour
+            images = np.repeat(images, image.shape[2], axis=3)
+        images[number] = image
+    return make_arrays(images, np.array(labels), len(classes), classes)
 
 
 def _visible_folders(folder: Path) -> list[Path]:
