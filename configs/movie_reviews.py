@@ -11,7 +11,8 @@ held out for the test. They overlap with SST-2: never train on the one and test 
 
 Variants: default (= intra), vanilla, mix, intra, inter (public text: tweets of the same source),
 and with the sentences of SST-2 instead (`instahide prepare glue/sst2 --source FOLDER`, from files
-whose test sentences have labels) sst2_vanilla and sst2_intra. Measured accuracies are in docs/results.md.
+whose test sentences have labels) sst2_vanilla and sst2_intra. Measured accuracies are in
+docs/results.md.
 """
 
 from dataclasses import replace
