@@ -20,6 +20,7 @@ from instahide_jax.encrypt_files import (
 )
 from instahide_jax.errors import InputError
 from instahide_jax.files import private_file
+from instahide_jax.folders import user_path
 from instahide_jax.instahide import InstaHide
 from instahide_jax.secret import read_secret, secret_key, write_secret
 from instahide_jax.version import __version__
@@ -95,11 +96,8 @@ def _description(scheme: InstaHide, passes: int, data: Arrays) -> dict[str, Any]
 
 def _check_files(arguments: "EncryptArguments") -> tuple[Path | None, Path | None, Path]:
     """What to write, the order file and the secret file; refuses what could not be written."""
-    out, order_file = (
-        None if path is None else path.expanduser()
-        for path in (arguments.out, arguments.order_file)
-    )
-    secret_file = arguments.secret_file.expanduser()
+    out, order_file = arguments.out, arguments.order_file
+    secret_file = arguments.secret_file
     if out is None and order_file is None:
         raise InputError("nothing is to be written; give --out FILE, or --order-file FILE")
     if order_file is not None and arguments.keep_order:
@@ -170,7 +168,7 @@ def _write_order(path: Path, order: np.ndarray) -> None:
 
 
 def _load(arguments: "EncryptArguments") -> Arrays:
-    path = Path(arguments.source).expanduser()
+    path = user_path(arguments.source, "SOURCE")
     if path.suffix == ".npz":
         _check_options(arguments, "a .npz file", ("size",))
         arrays = arrays_from_npz(path)

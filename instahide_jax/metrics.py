@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -124,7 +124,8 @@ class _Lines:
     def write(self, text: str) -> None:
         line = text.strip()
         if line:
-            print(line, file=sys.stderr)
+            with suppress(OSError):  # a log on a full disk must not end what it tells of
+                print(line, file=sys.stderr)
 
     def flush(self) -> None:
         sys.stderr.flush()

@@ -21,7 +21,8 @@ from instahide_jax import InstaHide, cli, insecure_secret
 from instahide_jax.data.embedded import mnist5k
 from instahide_jax.data.pool_files import sha256_of
 from instahide_jax.data.public_pool import build_public_pool
-from instahide_jax.encrypt_files import check_output, encrypt_dataset, write_encrypted
+from instahide_jax.dataset_encryption import encrypt_dataset
+from instahide_jax.encrypt_files import check_output, write_encrypted
 
 sys.path.append(str(ROOT))
 ARRAYS = tiny.labelled(6, (8, 8, 1))
@@ -134,8 +135,8 @@ def hiding_data_sets(place: Path) -> None:
         return encrypt_dataset(insecure_secret(0), data, scheme=scheme, progress=False, **options)
 
     for bad, message, good in (
-        ({"passes": 0}, "it must be at least 1", {"passes": 1}),
-        ({"batch_size": 0}, "it must be at least 1", {"batch_size": 1}),
+        ({"passes": 0}, "an integer of at least 1", {"passes": 1}),
+        ({"batch_size": 0}, "an integer of at least 1", {"batch_size": 1}),
         ({"data": DATA | {"name": ARRAYS.labels}}, "give 'image' and 'label' only", {}),
         (
             {"data": DATA | {"label": soft - 1}},
@@ -153,7 +154,7 @@ def hiding_data_sets(place: Path) -> None:
         start(**good)
     for path, message in (
         ("x.txt", "must end in .npz or .npy"),
-        ("nowhere/x.npz", "create it or name another file"),
+        ("nowhere/x.npz", "create it or name another --out"),
     ):
         with refused(message):
             check_output(Path(path))
@@ -167,7 +168,7 @@ def hiding_data_sets(place: Path) -> None:
     check_output(Path("x.npz"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.access", lambda *_: False)
-        with refused("folder nowhere cannot be written; name another file"):
+        with refused("folder nowhere cannot be written; name another"):
             check_output(Path("nowhere/x.npz"))
     batch = {"image": np.zeros((6, 99), np.float32), "label": np.zeros((6, 2), np.float32)}
     with files_up_to(1000), refused("free space, or name another --out"):

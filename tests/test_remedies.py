@@ -19,6 +19,7 @@ import remedies_commands
 import remedies_configs
 import remedies_images
 import remedies_prepared
+import remedies_release
 import remedies_runs
 import remedies_schemes
 import remedies_texts
@@ -33,6 +34,7 @@ __all__ = [  # imported for the cases in them
     "remedies_configs",
     "remedies_images",
     "remedies_prepared",
+    "remedies_release",
     "remedies_runs",
     "remedies_schemes",
     "remedies_texts",

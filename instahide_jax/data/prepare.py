@@ -76,7 +76,6 @@ def prepare(
             set that was made of other examples.
     """
     root = data_root(data_dir).absolute()
-    source = None if source is None else source.expanduser()
     if is_movie_reviews(name):
         return prepare_movie_reviews(source, root, overwrite)
     if is_glue(name) and (source is not None or not _has_tensorflow()):
