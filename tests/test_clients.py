@@ -231,7 +231,7 @@ def test_any_devices_train_alike_over_50_steps(clients, devices):
     chex.assert_trees_all_close(one.params, many.params, atol=1e-5)
     chex.assert_trees_all_close(one.stats, many.stats, atol=1e-5)
     np.testing.assert_allclose(losses_one, losses_many, atol=1e-5)
-    assert losses_one[-1] < losses_one[0]
+    assert np.mean(losses_one[-10:]) < np.mean(losses_one[:10])
 
 
 @functools.cache

@@ -359,7 +359,7 @@ def test_killed_and_started_again(place):
     running = subprocess.Popen([*command, "3000"], stderr=subprocess.PIPE, env=os.environ)
     assert running.stderr is not None
     seen = b""
-    while b"image/s" not in seen:  # the progress bar is moving
+    while b"images/s" not in seen:  # the progress bar is moving
         byte = running.stderr.read(1)
         assert byte, seen  # it ended
         seen += byte

@@ -324,7 +324,10 @@ def test_resuming_wrongly_leaves_the_run_alone(
         (("OTHER_DATA",), "was trained on other data than its configuration now finds; restore"),
         (("RUN", "--masks", "3"), "--masks says nothing about a run on images; leave it out"),
         (("RUN", "--save-folder", "new"), "--save-folder says nothing about a run on images"),
-        (("RUN", "--imports", "no.such.module"), "--imports no.such.module: .* installed"),
+        (
+            ("RUN", "--imports", "no.such.module"),
+            "--imports no.such.module: .*; install it, or",
+        ),
     ],
 )
 def test_scoring_wrongly_is_one_line(arguments, message, finished, call, tmp_path):

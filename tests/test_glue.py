@@ -316,12 +316,12 @@ import os, signal, sys
 from pathlib import Path
 import instahide_jax.data.prepare_text as module
 
-def die_in_the_last_split(examples, **options):
-    if options["desc"] == "test":
+def die_in_the_last_split(examples, description, *_):
+    if description == "test":
         os.kill(os.getpid(), signal.SIGKILL)
     return examples
 
-module.tqdm = die_in_the_last_split
+module.progress = die_in_the_last_split
 module.prepare_glue("glue/sst2", Path(sys.argv[1]), Path(sys.argv[2]))
 """
 

@@ -93,7 +93,7 @@ def test_metrics_do_not_need_tensorboard(tmp_path, monkeypatch):
 
 
 def test_progress_bar_starts_where_a_run_resumes(capsys):
-    bar = progress_bar(10, 4, "train")
+    bar = progress_bar(10, "train", " steps", initial=4)
     bar.update()
     bar.close()
     assert "5/10" in capsys.readouterr().err

@@ -231,12 +231,12 @@ import os, signal, sys
 from pathlib import Path
 import instahide_jax.data.prepare_text as module
 
-def die_in_the_last_split(examples, **options):
-    if options["desc"] == "editorials":
+def die_in_the_last_split(examples, description, *_):
+    if description == "editorials":
         os.kill(os.getpid(), signal.SIGKILL)
     return examples
 
-module.tqdm = die_in_the_last_split
+module.progress = die_in_the_last_split
 module.read_movie_reviews.__kwdefaults__.update(sha256=sys.argv[2], test_size=5)
 module.prepare_movie_reviews(Path(sys.argv[1]), Path(sys.argv[3]))
 """

@@ -132,7 +132,7 @@ def test_one_secret_gives_every_experiment_and_data_set_its_own_key(tmp_path, mo
         ]
     ):
         keys.append(_words(_open(tmp_path / str(i), experiment, identities, path).secrets[0]))
-    monkeypatch.setattr(run_module, "version", lambda name: "another")
+    monkeypatch.setattr(run_module, "__version__", "another")
     keys.append(_words(_open(tmp_path / "v", EXPERIMENT, ["data", ""], path).secrets[0]))
     assert len({tuple(key) for key in keys}) == len(keys)
     monkeypatch.undo()
@@ -152,7 +152,7 @@ def test_other_data_and_another_version_are_refused(tmp_path, monkeypatch):
     message = "other data or with another version"
     with pytest.raises(InputError, match=message):
         _open(tmp_path / "a", EXPERIMENT, ["data changed"])
-    monkeypatch.setattr(run_module, "version", lambda name: "another")
+    monkeypatch.setattr(run_module, "__version__", "another")
     with pytest.raises(InputError, match=message):
         _open(tmp_path / "a", EXPERIMENT, ["data"])
 

@@ -1,6 +1,7 @@
 """instahide_jax.secret: the file, what a secret never shows, and the keys derived from it."""
 
 import copy
+import errno
 import io
 import logging
 import os
@@ -133,10 +134,10 @@ def test_where_no_file_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
         write_secret(tmp_path / "file" / "run.secret", fixed_secret())
 
     def unsupported(*_: Any) -> None:
-        raise PermissionError(1, "Operation not permitted")
+        raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(os, "link", unsupported)  # a file system without hard links
-    with pytest.raises(InputError, match=r"cannot write secret file .*not permitted"):
+    monkeypatch.setattr(os, "link", unsupported)
+    with pytest.raises(InputError, match=r"cannot write secret file .*Read-only file system"):
         write_secret(tmp_path / "run.secret", fixed_secret())
     with pytest.raises(InputError, match="not a secret; keep the seed"):
         write_secret(tmp_path / "run.secret", insecure_secret(5))

@@ -327,9 +327,10 @@ def test_load_arrays_in_threads_gives_the_same(prepared, monkeypatch):
 
 
 def test_load_arrays_shows_progress_of_a_long_load(prepared, monkeypatch, capsys):
-    real = tfds_io.tqdm
-    impatient = {"delay": 0, "mininterval": 0}
-    monkeypatch.setattr(tfds_io, "tqdm", lambda **options: real(**options | impatient))
+    real = tfds_io.progress_bar
+    monkeypatch.setattr(
+        tfds_io, "progress_bar", lambda *facts, **options: real(*facts, **options | {"delay": 0})
+    )
     load_arrays("tiny", "train", str(prepared))
     assert "300/300" in capsys.readouterr().err
 

@@ -101,6 +101,7 @@ class TinyText:
         state, logged = self.init(), []
         for feed in self.feeds(0, steps):
             state, metrics = self.step(state, self.keys, feed.private, self.public, feed.length)
+            metrics.pop("targets")
             logged.append({name: float(value) for name, value in metrics.items()})
         return jax.device_get(state), logged
 
