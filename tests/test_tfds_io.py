@@ -329,7 +329,9 @@ def test_load_arrays_in_threads_gives_the_same(prepared, monkeypatch):
 def test_load_arrays_shows_progress_of_a_long_load(prepared, monkeypatch, capsys):
     real = tfds_io.progress_bar
     monkeypatch.setattr(
-        tfds_io, "progress_bar", lambda *facts, **options: real(*facts, **options | {"delay": 0})
+        tfds_io,
+        "progress_bar",
+        lambda *facts, **options: real(*facts, **options | {"delay": 0, "leave": True}),
     )
     load_arrays("tiny", "train", str(prepared))
     assert "300/300" in capsys.readouterr().err
