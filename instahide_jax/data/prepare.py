@@ -43,7 +43,13 @@ _FOLDER_VERSION = "1.0.0"
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
-def prepare(name: str, source: Path | None = None, data_dir: Path | None = None) -> Prepared:
+def prepare(
+    name: str,
+    source: Path | None = None,
+    data_dir: Path | None = None,
+    *,
+    skip_unreadable: bool = False,
+) -> Prepared:
     """Build data set `name` in the TFDS folder, unless it is there already.
 
     Args:
@@ -55,6 +61,7 @@ def prepare(name: str, source: Path | None = None, data_dir: Path | None = None)
             `instahide_jax.data.movie_reviews`), or a folder with one folder of images per class
             (see `instahide_jax.data.image_folder`). None: TFDS downloads, which takes TensorFlow.
         data_dir: the TFDS folder; None is $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+        skip_unreadable: of a folder of images, leave out the files that cannot be used.
 
     Guarantees: the folder NAME/VERSION appears only when it is whole; a run that is killed leaves
     at most an `incomplete.*` folder beside it. Equal files give equal records.
@@ -64,6 +71,12 @@ def prepare(name: str, source: Path | None = None, data_dir: Path | None = None)
     """
     root = data_root(data_dir).absolute()
     source = None if source is None else source.expanduser()
+    has_own_files = name in SIZES or is_glue(name) or is_movie_reviews(name)
+    if skip_unreadable and (source is None or has_own_files):
+        raise InputError(
+            f"{name} is not made of a folder of images, which alone --skip-unreadable is for; "
+            "leave it out"
+        )
     if is_movie_reviews(name):
         return prepare_movie_reviews(source, root)
     if is_glue(name) and (source is not None or not _has_tensorflow()):
@@ -72,7 +85,7 @@ def prepare(name: str, source: Path | None = None, data_dir: Path | None = None)
         return _download(name, root)
     if name in SIZES:
         return _prepare_official(name, source, root)
-    return _prepare_folder(name, source, root)
+    return _prepare_folder(name, source, root, skip_unreadable)
 
 
 def _prepare_official(name: str, source: Path, root: Path) -> Prepared:
@@ -92,7 +105,7 @@ def published_sums(name: str) -> dict[str, str]:
     return {info.filename: info.checksum for info in urls.values()}
 
 
-def _prepare_folder(name: str, source: Path, root: Path) -> Prepared:
+def _prepare_folder(name: str, source: Path, root: Path, skip_unreadable: bool) -> Prepared:
     if not _NAME.fullmatch(name):
         raise InputError(
             f"data set name {name!r} must be lower-case words joined by underscores, "
@@ -106,7 +119,7 @@ def _prepare_folder(name: str, source: Path, root: Path) -> Prepared:
     path = root / name / _FOLDER_VERSION
     if path.exists():
         return already(path)
-    folder = read_image_folder(source)
+    folder = read_image_folder(source, skip_unreadable=skip_unreadable)
     sizes = {split: len(files) for split, files in folder.splits.items()}
     return build(_folder_builder(name, folder, path), sizes, folder.notes)
 
@@ -169,7 +182,7 @@ def _folder_builder(name: str, folder: ImageFolder, path: Path) -> Any:
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             return {split: self._generate_examples(split) for split in folder.splits}
 
-        def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        def _generate_examples(self, split: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
             for file in tqdm(folder.splits[split], desc=split, unit="image"):
                 yield file.key, {"image": folder.read(file), "label": file.label}
 

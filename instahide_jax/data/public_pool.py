@@ -6,18 +6,29 @@ here is secret: seed, photos and patches are public.
 """
 
 import fnmatch
+import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from instahide_jax.data.embedded import EIGHT_BIT_MODES, FORMATS
+from instahide_jax.data.file_tree import tree_notes, walk
+from instahide_jax.data.image_checks import (
+    Facts,
+    Problem,
+    attempt,
+    image_notes,
+    inspect,
+    lost_links,
+    refusal,
+    settle,
+)
+from instahide_jax.data.image_format import FORMATS, open_image, shows_background, upright
 from instahide_jax.data.pool_files import (
     PublicPool,
     check_outputs,
@@ -30,7 +41,6 @@ from instahide_jax.data.pool_files import (
 )
 from instahide_jax.errors import InputError
 
-PHOTO_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 # A photo is given up when, after so many tries, a smaller share than this was accepted.
 _FIRST_TRIES = 100
 _MIN_ACCEPTANCE = 0.05
@@ -76,6 +86,7 @@ class _Photo:
     path: Path
     name: str
     sha256: str
+    facts: Facts
     rng: np.random.Generator
     tried: int = 0
     accepted: int = 0
@@ -88,9 +99,18 @@ class _Photo:
 
 
 def build_public_pool(
-    source: Path, out: Path, parameters: PoolParameters = PoolParameters()
+    source: Path,
+    out: Path,
+    parameters: PoolParameters = PoolParameters(),
+    *,
+    skip_unreadable: bool = False,
 ) -> PublicPool:
     """Cut patches from the photos below `source` and save the textured ones.
+
+    What a file is follows from its content. Links are followed; hidden files and folders and those
+    that systems make are left out, of several pictures in a file the first is taken, and what is
+    transparent becomes white. Files that cannot be used are treated as by
+    `image_folder.read_image_folder`, with `skip_unreadable` as there.
 
     A patch is a square at a uniform position with a side between test_size and 8 test_size source
     pixels (log-uniform; at most the photo's short side), reduced to test_size by area averaging.
@@ -109,16 +129,16 @@ def build_public_pool(
     `out` is never half written. A pool of the same photos and parameters is left alone.
 
     Raises:
-        InputError: for a folder without photos, a photo that does not decode (named), too few
-            textured patches, a pool larger than the memory, another pool at `out` or files in its
-            way (before any work), or OpenCV not installed.
+        InputError: for a folder without photos, photos that cannot be used (up to ten named), too
+            few textured patches, a pool larger than the memory, another pool at `out` or files in
+            its way (before any work), or OpenCV not installed.
     """
     keypoints = _keypoint_counter()
     if out.suffix != ".npy":
         raise InputError(f"--out must end in .npy, got {out}")
     if not out.exists():
         check_outputs(out)
-    photos = _find_photos(source, parameters)
+    photos, notes = _find_photos(source, parameters, skip_unreadable)
     described: dict[str, Any] = {
         "parameters": {**asdict(parameters), "exclude": list(parameters.exclude)},
         "photos": [{"file": photo.name, "sha256": photo.sha256} for photo in photos],
@@ -131,7 +151,8 @@ def build_public_pool(
     for photo, entry in zip(photos, described["photos"], strict=True):
         entry |= {"tried": photo.tried, "accepted": photo.accepted, "too_small": photo.too_small}
     write(out, pool, described)
-    return summary(out, pool.shape, described, built=True)
+    notes += image_notes((photo.path, photo.facts) for photo in photos)
+    return replace(summary(out, pool.shape, described, built=True), notes=tuple(notes))
 
 
 def load_public_pool(path: Path, image_shape: tuple[int, ...]) -> np.ndarray:
@@ -187,30 +208,45 @@ def _keypoint_counter() -> Callable[[np.ndarray], int]:
     return lambda gray: len(sift.detect(gray, None))
 
 
-def _find_photos(source: Path, parameters: PoolParameters) -> list[_Photo]:
+def _find_photos(
+    source: Path, parameters: PoolParameters, skip_unreadable: bool
+) -> tuple[list[_Photo], list[str]]:
+    """The photos by name, and notes of what is left out."""
     if not source.is_dir():
         raise InputError(f"--source {source} is no folder")
-    paths = {
-        path.relative_to(source).as_posix(): path
-        for path in source.rglob("*")
-        if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()
-    }
-    names = sorted(
-        name
-        for name in paths
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in parameters.exclude)
-    )
-    if not names:
-        raise InputError(f"{source} holds no photos ({', '.join(PHOTO_SUFFIXES)})")
-    return [
-        _Photo(
-            paths[name],
-            name,
-            sha256_of(paths[name]),
-            np.random.default_rng([parameters.seed, index]),
-        )
-        for index, name in enumerate(names)
+
+    def name_of(path: Path) -> str:
+        return path.relative_to(source).as_posix()
+
+    def is_wanted(path: Path) -> bool:
+        return not any(fnmatch.fnmatch(name_of(path), pattern) for pattern in parameters.exclude)
+
+    def look(data: bytes) -> tuple[str, Facts]:
+        # Damage is met when patches are cut; only what is to be left out must be known before.
+        return hashlib.sha256(data).hexdigest(), inspect(data, whole=skip_unreadable)
+
+    tree = walk(source)
+    paths = sorted(filter(is_wanted, tree.files), key=name_of)
+    problems = [problem for problem in lost_links(tree) if is_wanted(problem.path)]
+    total = len(paths) + len(problems)
+    found: list[tuple[Path, str, Facts]] = []
+    for path in tqdm(paths, desc="checking", unit="file", delay=1):
+        outcome = attempt(path, look)
+        if isinstance(outcome, Problem):
+            problems.append(outcome)
+        else:
+            found.append((path, *outcome))
+    if not skip_unreadable and any(problem.is_promised for problem in problems):
+        problems += _damaged(path for path, _, _ in found)  # to name them all at once
+    problems.sort(key=lambda problem: problem.path)
+    notes = tree_notes(tree) + settle(problems, total, skip_unreadable)
+    if not found:
+        raise InputError(f"{source} holds no photos ({', '.join(FORMATS)})")
+    photos = [
+        _Photo(path, name_of(path), sha256, facts, np.random.default_rng([parameters.seed, index]))
+        for index, (path, sha256, facts) in enumerate(found)
     ]
+    return photos, notes
 
 
 def _empty_pool(parameters: PoolParameters) -> np.ndarray:
@@ -246,7 +282,8 @@ def _fill(
             share = math.ceil((len(pool) - filled) / len(live))
             for photo in live:
                 wanted = min(share, len(pool) - filled)
-                for patch in _patches(photo, wanted, parameters, keypoints):
+                pixels = _read_photo(photo, photos)
+                for patch in _patches(photo, pixels, wanted, parameters, keypoints):
                     pool[filled] = patch
                     filled += 1
                     progress.update()
@@ -268,6 +305,7 @@ def _raise_too_few(
 
 def _patches(
     photo: _Photo,
+    pixels: np.ndarray,
     share: int,
     parameters: PoolParameters,
     keypoints: Callable[[np.ndarray], int],
@@ -275,7 +313,6 @@ def _patches(
     """Yield up to `share` patches, uint8 [size, size, channels], while the photo is live."""
     import cv2
 
-    pixels = _read_photo(photo.path)
     short_side = min(pixels.shape[:2])
     photo.too_small = short_side < parameters.test_size
     wanted = photo.accepted + share
@@ -304,12 +341,27 @@ def _random_square(
     return pixels[top : top + side, left : left + side], bool(rng.integers(2))
 
 
-def _read_photo(path: Path) -> np.ndarray:
-    """Decode a photo, upright: uint8 [H, W, 3]."""
-    try:
-        with Image.open(path, formats=FORMATS) as photo:
-            if photo.mode not in EIGHT_BIT_MODES:
-                raise InputError(f"{path} has more than 8 bits per channel; convert it first")
-            return np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the photo {path}: {error}; remove or replace it") from error
+def _read_photo(photo: _Photo, photos: Sequence[_Photo]) -> np.ndarray:
+    """Decode a photo, upright: uint8 [H, W, 3].
+
+    Raises:
+        InputError: names all photos that are damaged, where this one is.
+    """
+
+    def decode(data: bytes) -> np.ndarray:
+        with open_image(data) as image:
+            photo.facts = replace(photo.facts, transparent=shows_background(image))
+            return np.asarray(upright(image, "RGB"))
+
+    pixels = attempt(photo.path, decode)
+    if not isinstance(pixels, Problem):
+        return pixels
+    problems = _damaged(other.path for other in photos) or [pixels]
+    raise InputError(refusal(problems, len(photos)))
+
+
+def _damaged(paths: Iterable[Path]) -> list[Problem]:
+    """The files that do not decode."""
+    bar = tqdm(list(paths), desc="checking", unit="photo", delay=1)
+    found = (attempt(path, lambda data: inspect(data, whole=True)) for path in bar)
+    return [outcome for outcome in found if isinstance(outcome, Problem)]

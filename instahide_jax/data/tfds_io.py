@@ -21,7 +21,6 @@ import numpy as np
 from tqdm import tqdm
 
 from instahide_jax.data.embedded import (
-    MODE_OF_CHANNELS,
     Arrays,
     arrays_from_npz,
     check_arrays,
@@ -30,6 +29,7 @@ from instahide_jax.data.embedded import (
     label_message,
     make_arrays,
 )
+from instahide_jax.data.image_format import MODE_OF_CHANNELS
 from instahide_jax.data.tables import did_you_mean
 from instahide_jax.errors import InputError
 
