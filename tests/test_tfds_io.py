@@ -9,9 +9,11 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from odd_images import DEEP, SQUARE, TRANSPARENT
 from PIL import Image
 
 from instahide_jax.data import tfds_io
+from instahide_jax.data.streaming import eval_batches
 from instahide_jax.data.tfds_io import (
     load_arrays,
     make_arrays,
@@ -361,8 +363,40 @@ def test_corrupt_record_file_names_a_record(copied):
     with pytest.raises(InputError, match=r"tiny/1\.0\.0\[train\]: record \d+ cannot be decoded"):
         load_arrays("tiny", "train", str(copied.parent.parent))
     record.write_bytes(b"")
-    with pytest.raises(InputError, match="record 0 cannot be decoded"):
+    with pytest.raises(InputError, match=r"300 of 300 records cannot be decoded: 0 \(.*, 9 \("):
         load_arrays("tiny", "train", str(copied.parent.parent))
+
+
+@pytest.mark.parametrize("threads_from", [1, 96 * 96])
+def test_all_corrupt_images_are_named(tmp_path, monkeypatch, threads_from):
+    monkeypatch.setattr(tfds_io, "_THREADS_FROM", threads_from)
+    examples = [*_TRAIN]
+    for index in range(2, 26, 2):
+        examples[index] = (b"no image" if index % 4 else DEEP["16-bit colour png"], 0)
+    _prepare(tmp_path, "tiny", {"train": examples}, shape=(6, 8, 3))
+    with pytest.raises(InputError) as caught:
+        load_arrays("tiny", "train", str(tmp_path))
+    message = str(caught.value)
+    assert "tiny/1.0.0[train]: 12 of 300 records cannot be decoded: 2 (not a file of" in message
+    assert ", 4 (it has more than 8 bits per channel: 16 bits, RGB), 6 (not a file" in message
+    assert message.endswith(") and 2 more: remove its folder and prepare the data set again")
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_images_are_refused_and_not_cut(tmp_path, name):
+    _prepare(tmp_path, "tiny", {"train": [(DEEP[name], 0)]}, shape=(None, None, 3))
+    with pytest.raises(InputError, match=r"record 0 cannot be decoded \(it has more than 8 bits"):
+        load_arrays("tiny", "train", str(tmp_path))
+    with pytest.raises(InputError, match=r"record 0 cannot be decoded \(it has more than 8 bits"):
+        next(eval_batches(open_split("tiny", "train", str(tmp_path)), batch_size=1, resize=4))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_transparent_becomes_white(tmp_path, channels):
+    examples = [(data, 0) for data in TRANSPARENT.values()]
+    _prepare(tmp_path, "tiny", {"train": examples}, shape=(None, None, channels))
+    for image in load_arrays("tiny", "train", str(tmp_path)).images:
+        np.testing.assert_array_equal(image, np.repeat(SQUARE[..., None], channels, 2))
 
 
 def test_record_file_cut_short_names_file_and_record(copied):
@@ -375,8 +409,10 @@ def test_record_file_cut_short_names_file_and_record(copied):
         with pytest.raises(InputError) as caught:
             load_arrays("tiny", "train", str(copied.parent.parent))
         message = str(caught.value)
-        assert message.startswith(f"{file}, tiny/1.0.0[train]: record 0 cannot be decoded (")
-        assert message.endswith("): remove its folder and prepare the data set again")
+        assert message.startswith(
+            f"{file}, tiny/1.0.0[train]: 300 of 300 records cannot be decoded: 0 ("
+        )
+        assert message.endswith(") and 290 more: remove its folder and prepare the data set again")
         with pytest.raises(InputError, match=r"tiny/1\.0\.0\[train\[9:\]\]: record 3 cannot be"):
             read_example(_open(copied, split="train[9:]"), 3)
 

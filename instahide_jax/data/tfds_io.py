@@ -54,7 +54,13 @@ __all__ = [
 # Text sets that `instahide prepare` makes of local files; TFDS lists neither without TensorFlow.
 _PREPARED_FROM = {"glue": "FOLDER_OR_ZIP", "movie_reviews": "vaderSentiment-3.3.2.tar.gz"}
 _NAME = re.compile(r"(\w[\w.-]*)(?:/(\w[\w.,=+-]*))?(?::([\d.*]+))?")  # name/config:version
+_ANEW = "remove its folder and prepare the data set again"
+_NAMED = 10  # damaged records that a message names
 _THREADS_FROM = 96 * 96  # pixels of an image from which several threads decode faster
+
+
+class DamagedRecordError(InputError):
+    """A record that cannot be decoded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,10 +311,7 @@ def reading(source: Any, name: str, start: int, stop: int) -> AbstractContextMan
     The `InputError` names the files that hold them, `name` (data set and split) and the records.
     """
     records = f"record {start}" if stop == start + 1 else f"records {start} to {stop - 1}"
-    return decoding(
-        lambda: f"{_record_files(source, start, stop)}, {name}: {records}",
-        "remove its folder and prepare the data set again",
-    )
+    return decoding(lambda: f"{_record_files(source, start, stop)}, {name}: {records}", _ANEW)
 
 
 def _record_files(source: Any, start: int, stop: int) -> str:
@@ -336,15 +339,18 @@ def read_example(split: Split, index: int, size: int | None = None) -> tuple[np.
     A set that leaves its number of channels open is read as RGB.
 
     Raises:
-      InputError: the record or its image cannot be decoded, or its label is outside
-        [0, num_classes); the message names data set, split and record, where it cannot be decoded
-        also the file.
+      DamagedRecordError: the record or its image cannot be decoded, or not without loss (see
+        `open_image`); the message names data set, split, record and file.
+      InputError: its label is outside [0, num_classes).
     """
     index = split.first + index * split.stride
-    with reading(split.source, split.name, index, index + 1):
-        record = split.source[index]
-        check_record(record)
-        image = decode_image(record["image"], split.image_shape[2] or 3, size)
+    try:
+        with reading(split.source, split.name, index, index + 1):
+            record = split.source[index]
+            check_record(record)
+            image = decode_image(record["image"], split.image_shape[2] or 3, size)
+    except InputError as error:
+        raise DamagedRecordError(str(error)) from error.__cause__
     label = int(record["label"])
     if not 0 <= label < split.num_classes:
         raise InputError(f"{split.name}: {label_message(index, label, split.num_classes)}")
@@ -357,10 +363,17 @@ def load_arrays(name: str, split: str, data_dir: str | None = None) -> Arrays:
     Shows a progress bar when it takes longer than a second. Arguments as for `open_split`.
 
     Raises:
-      InputError: whatever `open_split` finds, a corrupt image (with its record index), images of
-        different shapes, or a label out of range.
+      InputError: whatever `open_split` finds, corrupt images (with up to ten of their record
+        indices), images of different shapes, or a label out of range.
     """
     opened = open_split(name, split, data_dir)
+    try:
+        return _decode_all(opened)
+    except DamagedRecordError as error:
+        raise InputError(_name_damaged(opened)) from error
+
+
+def _decode_all(opened: Split) -> Arrays:
     total = opened.num_examples
     shape = read_example(opened, 0)[0].shape
     try:
@@ -392,3 +405,24 @@ def load_arrays(name: str, split: str, data_dir: str | None = None) -> Arrays:
         for count in pool.map(decode, range(0, total, 256)):
             bar.update(count)
     return make_arrays(images, labels, opened.num_classes, opened.class_names)
+
+
+def _name_damaged(opened: Split) -> str:
+    """The complaint about all records that cannot be decoded."""
+    damaged: list[tuple[int, DamagedRecordError]] = []
+    for index in tqdm(range(opened.num_examples), desc="checking", unit=" images", delay=1):
+        try:
+            read_example(opened, index)
+        except DamagedRecordError as error:
+            damaged.append((index, error))
+        except InputError:  # another fault, which is reported when this one is mended
+            continue
+    if len(damaged) == 1:
+        return str(damaged[0][1])
+    first, last = damaged[0][0], damaged[-1][0]
+    listed = ", ".join(f"{index} ({error.__cause__})" for index, error in damaged[:_NAMED])
+    more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+    return (
+        f"{_record_files(opened.source, first, last + 1)}, {opened.name}: {len(damaged)} of "
+        f"{opened.num_examples} records cannot be decoded: {listed}{more}: {_ANEW}"
+    )
