@@ -330,6 +330,22 @@ def test_a_failure_while_overwriting_loses_nothing(
     assert [f.name for f in path.parent.iterdir()] == [path.name]
 
 
+def test_too_few_examples_do_not_replace_an_old_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug of a reader or of TFDS, found before the old data set is gone."""
+    source, root = photos(tmp_path / "source"), tmp_path / "tfds"
+    path = prepare("rainy_days", source, root).path
+    assert path.stat().st_mode & 0o755 == 0o755  # as TFDS has it: others may read
+    before = {f.name: f.read_bytes() for f in path.iterdir()}
+    wrong = SplitContent(23, "x")
+    monkeypatch.setattr(prepare_module, "_file_content", lambda split, files: wrong)
+    with pytest.raises(RuntimeError, match=r"wrote .*'train': 22.* of .*'train': 23"):
+        prepare("rainy_days", source, root, overwrite=True)
+    assert {f.name: f.read_bytes() for f in path.iterdir()} == before
+    assert [f.name for f in path.parent.iterdir()] == [path.name]
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = photos(tmp_path / "source")
     command = ["prepare", "rainy_days", "--source", str(source), "--data-dir", str(tmp_path / "d")]

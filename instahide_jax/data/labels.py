@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class Cell:
         names = class_names or ()
         return self.text not in names and self.value not in map(as_integer, names)
 
-    def refuse_missing(self, regression: bool) -> None:
+    def refuse_missing(self, regression: bool) -> NoReturn:
         """Say that there is no label, and what to do."""
         found = f"{self.text!r}, which is no label" if self.text else "empty"
         listed = "" if regression else ", or list it in class_names where it is a class"

@@ -71,7 +71,7 @@ def is_there(path: Path) -> bool:
     aside = _aside(path)
     if aside.exists():
         if path.exists():  # the new one was in place, the old one not yet removed
-            shutil.rmtree(aside)
+            shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.rename(path)
     return path.exists()
@@ -107,8 +107,6 @@ def build_or_compare(
         result = run_builder(make, path, content, quiet=True)
     except InputError as error:
         raise InputError(f"{error}; free space, or choose another --data-dir") from error
-    if result.sizes != content.sizes:
-        raise RuntimeError(f"wrote {result.sizes} examples of {content.sizes}")
     return replace(result, notes=notes)
 
 
@@ -172,8 +170,11 @@ def run_builder(
                 builder = make(Path(folder))
                 builder.download_and_prepare(download_dir=downloads)
             result = _describe(builder, path, built=True)
-            known = Content({name: SplitContent(size) for name, size in result.sizes.items()})
-            write_record(Path(builder.data_dir), content or known)
+            if content is None:
+                content = Content({n: SplitContent(size) for n, size in result.sizes.items()})
+            elif result.sizes != content.sizes:
+                raise RuntimeError(f"wrote {result.sizes} examples of {content.sizes}")
+            write_record(Path(builder.data_dir), content)
             _put(Path(builder.data_dir), path)
     except OSError as error:
         raise InputError(f"cannot prepare {path}: {error}") from error
