@@ -306,7 +306,7 @@ def test_a_process_whose_job_does_not_come_together_ends_in_one_line(place, numb
             "--coordinator is 127.0.0.1:99999: ",
         ),
         (("--coordinator", "a:1"), {}, "needs --num-processes and --process-id"),
-        (("--coordinator", "auto", "--process-id", 1), {}, "leave out"),
+        (("--coordinator", "auto", "--process-id", 1), {}, "leave them out"),
         (
             ("--coordinator", "a:1", "--num-processes", 2, "--process-id", 2),
             {},

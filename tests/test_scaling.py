@@ -12,7 +12,8 @@ import scaling
 
 @pytest.mark.parametrize("name", scaling.HIDE)
 def test_hiding_is_divided_among_devices(name):
-    ratio = scaling.to_perfect(scaling.HIDE[name], 8, 64)
+    # Of a small batch, what every device does anyhow (the norm of the gradients) is a large part.
+    ratio = scaling.to_perfect(scaling.HIDE[name], 8, 256)
     assert 1 / scaling.LIMIT < ratio < scaling.LIMIT
 
 
