@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from instahide_jax.data.embedded import (
-    MODE_OF_CHANNELS,
     Arrays,
     check_size,
     decode_image,
@@ -28,6 +27,7 @@ from instahide_jax.data.embedded import (
     label_message,
     make_arrays,
 )
+from instahide_jax.data.image_format import MODE_OF_CHANNELS
 from instahide_jax.data.tables import did_you_mean
 from instahide_jax.errors import InputError
 from instahide_jax.folders import user_path
