@@ -10,7 +10,8 @@ from instahide_jax.data.embedded import Arrays, arrays_from_npz, resized
 from instahide_jax.data.image_folder import arrays_from_folder
 from instahide_jax.data.public_pool import load_public_pool
 from instahide_jax.data.sources import measure_statistics, round_statistics
-from instahide_jax.data.tfds_io import is_name, load_arrays
+from instahide_jax.data.tfds_arrays import load_arrays
+from instahide_jax.data.tfds_io import is_name
 from instahide_jax.dataset_encryption import encrypt_dataset, encryption_order
 from instahide_jax.encrypt_files import (
     check_new_file,

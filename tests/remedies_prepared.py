@@ -25,7 +25,8 @@ from instahide_jax.data.embedded import (
 from instahide_jax.data.prepare import prepare
 from instahide_jax.data.public_pool import PoolParameters, build_public_pool, load_public_pool
 from instahide_jax.data.sources import PoolHeldOut, PoolTfds, TfdsImages, TfdsStream, hold_out
-from instahide_jax.data.tfds_io import load_arrays, open_split
+from instahide_jax.data.tfds_arrays import load_arrays
+from instahide_jax.data.tfds_io import open_split
 
 
 @case

@@ -21,7 +21,8 @@ from instahide_jax import InputError, cli, encrypt_command, encrypt_dataset
 from instahide_jax.config import from_json
 from instahide_jax.data.embedded import resized
 from instahide_jax.data.prepare import prepare
-from instahide_jax.data.tfds_io import load_arrays, open_split, read_example
+from instahide_jax.data.tfds_arrays import load_arrays
+from instahide_jax.data.tfds_io import open_split, read_example
 from instahide_jax.secret import read_secret
 
 __all__ = ["short_files"]  # a fixture

@@ -94,6 +94,14 @@ def test_no_folder_is_read_twice(tmp_path: Path) -> None:
     assert tree_notes(tree)[0].startswith("left out 5 links to folders that are read already")
 
 
+def test_a_link_to_the_folder_around_a_linked_folder(tmp_path: Path) -> None:
+    """What lies beside the link is of other classes."""
+    make(tmp_path, "far/a/1.png", "src/b/2.png")
+    (tmp_path / "src" / "a").symlink_to(tmp_path / "far" / "a")
+    (tmp_path / "far" / "a" / "up").symlink_to(tmp_path / "src")
+    assert found(tmp_path / "src" / "a") == ["1.png"]
+
+
 def test_what_is_no_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the paths of sockets are short
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")

@@ -31,7 +31,7 @@ from instahide_jax.data.image_checks import Problem, attempt, settle
 from instahide_jax.data.image_folder import arrays_from_folder, read_image_folder
 from instahide_jax.data.prepare import prepare
 from instahide_jax.data.public_pool import PoolParameters, build_public_pool
-from instahide_jax.data.tfds_io import load_arrays
+from instahide_jax.data.tfds_arrays import load_arrays
 from instahide_jax.errors import InputError
 
 Reader = Callable[..., tuple[int, tuple[str, ...]]]  # number of images, notes

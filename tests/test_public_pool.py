@@ -453,6 +453,23 @@ def test_other_arrays_are_no_pools(array: np.ndarray, found: str, tmp_path: Path
         load_public_pool(tmp_path / "p.npy", (8, 8, 3))
 
 
+def test_pools_in_another_order_of_axes_say_how_to_turn_them(tmp_path: Path) -> None:
+    path = tmp_path / "p.npy"
+    for shape, pool, remedy in (
+        (
+            (6, 8, 3),
+            np.zeros((5, 3, 6, 8), np.uint8),
+            r"save np\.transpose\(pool, \(0, 2, 3, 1\)\)",
+        ),
+        ((6, 8, 1), np.zeros((5, 6, 8), np.uint8), r"save pool\[\.\.\., None\] instead"),
+    ):
+        np.save(path, pool)
+        with pytest.raises(InputError, match=remedy):
+            load_public_pool(path, shape)
+        np.save(path, np.transpose(pool, (0, 2, 3, 1)) if pool.ndim == 4 else pool[..., None])
+        assert load_public_pool(path, shape).shape == (5, *shape)
+
+
 def test_files_that_are_no_arrays_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.npy"
     with pytest.raises(InputError, match=r"cannot read the public pool .*No such file.*prepare"):

@@ -13,13 +13,20 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from instahide_jax.arrays import as_array, for_jax
-from instahide_jax.data.image_format import GRAY_MODES, MODE_OF_CHANNELS, open_image, to_mode
+from instahide_jax.data.image_format import (
+    GRAY_MODES,
+    MODE_OF_CHANNELS,
+    holds_several,
+    open_image,
+    shows_background,
+    to_mode,
+)
 from instahide_jax.errors import InputError
 
 # What Pillow and its codecs, array_record (a bare RuntimeError) and zip files raise on damage.
@@ -219,7 +226,26 @@ def decoding(what: str | Callable[[], str], remedy: str) -> Iterator[None]:
         raise InputError(f"{said} cannot be decoded ({cause}): {remedy}") from error
 
 
+class Decoded(NamedTuple):
+    """An image, and what its pixels do not tell of the file.
+
+    Attributes:
+      pixels: uint8 [H, W, C].
+      several: the file holds more pictures, of which this is the first.
+      transparent: pixels were transparent, which have the colour of the background now.
+    """
+
+    pixels: np.ndarray
+    several: bool
+    transparent: bool
+
+
 def decode_image(data: bytes | np.ndarray, channels: int | None, size: int | None) -> np.ndarray:
+    """The pixels of `decode`: uint8 [H, W, C], or [size, size, C] with `size`."""
+    return decode(data, channels, size).pixels
+
+
+def decode(data: bytes | np.ndarray, channels: int | None, size: int | None) -> Decoded:
     """Decode an image to uint8 [H, W, C], or to [size, size, C] with `size`.
 
     With `size` the shorter side is scaled to it by an antialiased bilinear filter, then the centre
@@ -228,7 +254,7 @@ def decode_image(data: bytes | np.ndarray, channels: int | None, size: int | Non
     `instahide prepare` turns images upright before it stores them.
 
     Args:
-      data: an encoded image, or pixels already decoded [H, W, C].
+      data: an encoded image, or pixels already decoded, uint8 [H, W, C].
       channels: 1 (greyscale), 3 (RGB) or 4 (RGBA), to which other colour spaces are converted;
         None for 1 if the image is greyscale, else 3.
       size: side of the result, or None for the size of the image.
@@ -237,13 +263,17 @@ def decode_image(data: bytes | np.ndarray, channels: int | None, size: int | Non
       one of `DECODE_ERRORS`, to be named by `decoding`.
     """
     if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8:
+            raise ValueError(f"pixels are {data.dtype}, not uint8")
         image = Image.fromarray(data[..., 0] if data.shape[2] == 1 else data)
     else:
         image = open_image(data)
     with image:
+        several = holds_several(image)
         mode = MODE_OF_CHANNELS[channels or (1 if image.mode in GRAY_MODES else 3)]
         if size is not None:
             image.draft(mode, (2 * size, 2 * size))  # JPEG: decode at reduced scale, much faster
+        transparent = mode != "RGBA" and shows_background(image)
         pixels = to_mode(image, mode)
     if size is not None:
         width, height = pixels.size
@@ -251,7 +281,8 @@ def decode_image(data: bytes | np.ndarray, channels: int | None, size: int | Non
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
         pixels = pixels.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(pixels).reshape(pixels.height, pixels.width, -1)
+    array = np.asarray(pixels).reshape(pixels.height, pixels.width, -1)
+    return Decoded(array, several, transparent)
 
 
 def check_size(size: int | None) -> None:

@@ -20,6 +20,7 @@ from instahide_jax.data.image_format import (
     UnknownFormatError,
     UnsuitableImageError,
     has_alpha,
+    holds_several,
     open_image,
     orientation,
     shows_background,
@@ -85,7 +86,7 @@ def inspect(data: bytes, *, decode: bool = True) -> Facts:
     """
     with open_image(data) as image:
         turned = orientation(image, data)
-        several = getattr(image, "n_frames", 1) > 1
+        several = holds_several(image)
         if decode:
             image.load()
         return Facts(

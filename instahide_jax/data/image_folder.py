@@ -260,8 +260,9 @@ def _hold_out(classes: Mapping[str, list[Path]], root: Path) -> dict[str, dict[s
                 f"{root / name} holds a single image; a class needs one to train and one to test"
             )
         test = files[_HOLD_OUT - 1 :: _HOLD_OUT] or files[-1:]
+        held_out = set(test)
         splits["test"][name] = test
-        splits["train"][name] = [file for file in files if file not in set(test)]
+        splits["train"][name] = [file for file in files if file not in held_out]
     return splits
 
 

@@ -116,6 +116,11 @@ def orientation(image: Image.Image, data: bytes) -> int:
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
+def holds_several(image: Image.Image) -> bool:
+    """Whether a file holds more pictures than the one that Pillow opens: pages, an animation."""
+    return getattr(image, "n_frames", 1) > 1
+
+
 def has_alpha(image: Image.Image) -> bool:
     """Whether an image can have transparent pixels, by a channel or by a colour that is named."""
     return image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info

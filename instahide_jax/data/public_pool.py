@@ -178,11 +178,17 @@ def load_public_pool(path: Path, image_shape: tuple[int, ...]) -> np.ndarray:
         or pool.ndim != 4
         or not len(pool)
     ):
-        found = f"{pool.dtype} {pool.shape}" if isinstance(pool, np.ndarray) else "several arrays"
+        found = "several arrays"
+        if isinstance(pool, np.ndarray):
+            found = f"{pool.dtype} {pool.shape}"
+            if pool.dtype == np.uint8 and (*pool.shape[1:], 1) == tuple(image_shape):
+                remedy = "save pool[..., None] instead"
         raise InputError(
             f"the public pool {path} holds {found}; expected uint8 [M, H, W, C]; {remedy}"
         )
     if pool.shape[1:] != tuple(image_shape):
+        if pool.shape[1:] == (image_shape[2], *image_shape[:2]):
+            remedy = "save np.transpose(pool, (0, 2, 3, 1)) instead"
         raise InputError(
             f"the public pool {path} holds images of {pool.shape[1:]}, the private images are "
             f"{tuple(image_shape)}; {remedy}"

@@ -62,7 +62,7 @@ def _by_split(source: Path, folders: Sequence[Path]) -> dict[str, Path]:
         if split in roots:
             raise InputError(
                 f"{source} has both {roots[split].name} and {folder.name}, which mean the split "
-                f"{split}; put them together or move one elsewhere"
+                f"{split}; put them together, or rename one, or move it elsewhere"
             )
         roots[split] = folder
     if "train" not in roots:
@@ -86,7 +86,9 @@ def class_folders(root: Path, *, loose: bool = False) -> list[Path]:
             raise InputError(f"{link} is a link that leads nowhere: mend or remove it")
         for file in beside.files:
             if _is_image(file):
-                raise InputError(f"{file} lies outside the class folders: move it into one")
+                raise InputError(
+                    f"{file} lies outside the class folders: move it into one, or elsewhere"
+                )
     return folders
 
 
