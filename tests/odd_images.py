@@ -1,6 +1,8 @@
 """Encoded images that are easily misread: deep, transparent, several in a file, of odd formats."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,22 @@ def black_on_nothing(mode: str) -> Image.Image:
 
 SQUARE = np.full((6, 8), 255, np.uint8)
 SQUARE[2:4, 3:5] = 0
+
+
+def gray_png(grays: np.ndarray, bits: int, transparent: int) -> bytes:
+    """A PNG of one row of grays of 1 to 8 bits, one of which is transparent."""
+    row = np.packbits(np.unpackbits(grays.astype(np.uint8)[:, None], axis=1)[:, -bits:])
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", len(grays), 1, bits, 0, 0, 0, 0)),
+        (b"tRNS", struct.pack(">H", transparent)),
+        (b"IDAT", zlib.compress(b"\0" + row.tobytes())),
+        (b"IEND", b""),
+    )
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def _palette() -> bytes:

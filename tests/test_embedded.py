@@ -18,6 +18,7 @@ from instahide_jax.data.embedded import (
     decode_image,
     make_arrays,
     mnist5k,
+    resized,
 )
 from instahide_jax.errors import InputError
 
@@ -306,11 +307,26 @@ def test_images_in_another_order_of_axes_say_how_to_turn_them(tmp_path, shape, a
     np.testing.assert_array_equal(arrays_from_npz(tmp_path / "set.npz").images, turned)
 
 
-def test_too_many_channels_are_refused():
-    with pytest.raises(InputError, match=r"of 13 channels: must be at most 4, as last axis of"):
-        check_arrays(np.zeros((2, 64, 64, 13), np.uint8), np.zeros(2, int), 1)
-    for channels in (1, 2, 3, 4):
-        check_arrays(np.zeros((2, 3, 3, channels), np.uint8), np.zeros(2, int), 1)
+def test_many_channels_in_their_place_are_taken(tmp_path):
+    for shape in ((2, 3, 3, 1), (2, 3, 3, 2), (2, 3, 3, 4), (2, 64, 64, 13), (2, 3, 3, 13)):
+        if shape != (2, 3, 3, 13):  # rather 3 channels of 3 x 13 pixels
+            check_arrays(np.zeros(shape, np.uint8), np.zeros(2, int), 1)
+    for shape in ((2, 13, 64, 64), (2, 3, 3, 13)):
+        with pytest.raises(InputError, match=r"np\.transpose\(images, \(0, 2, 3, 1\)\) instead$"):
+            check_arrays(np.zeros(shape, np.uint8), np.zeros(2, int), 1)
+
+
+def test_labels_that_are_no_list_are_refused_before_the_axes():
+    with pytest.raises(InputError, match=r"labels have shape \(\): expected one integer"):
+        check_arrays(np.zeros((2, 3, 32, 32), np.uint8), np.array(1), 2)
+
+
+def test_two_channels_are_not_scaled():
+    arrays = make_arrays(_pixels(2, 6, 8, 2), np.zeros(2, int), 1, "a")
+    with pytest.raises(
+        InputError, match=r"size is 4, but the images have 2 channels, and only 1, "
+    ):
+        resized(arrays, 4)
 
 
 def test_npz_gray_images_without_an_axis_of_channels(tmp_path):

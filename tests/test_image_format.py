@@ -15,6 +15,7 @@ from odd_images import (
     TRANSPARENT,
     UNSUITABLE,
     encode,
+    gray_png,
 )
 from PIL import Image
 
@@ -71,6 +72,21 @@ def test_what_is_transparent_becomes_white(data: bytes, channels: int) -> None:
     np.testing.assert_array_equal(decode_image(data, channels, None), expected)
     with open_image(data) as image:
         assert shows_background(image)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_gray_that_is_named_transparent_becomes_white_at_any_depth(bits: int) -> None:
+    largest = 2**bits - 1
+    grays = np.arange(8) * largest // 7
+    named = int(grays[2])
+    expected = np.where(grays == named, 255, grays * 255 // largest)
+    data = gray_png(grays, bits, named)
+    for channels in (1, 3):
+        assert (decode_image(data, channels, None) == expected[None, :, None]).all()
+    with open_image(data) as image:
+        assert shows_background(image)
+    with open_image(gray_png(grays * 0, bits, largest)) as image:
+        assert not shows_background(image)
 
 
 def test_half_transparent_pixels_are_mixed_with_white_and_rgba_keeps_them() -> None:

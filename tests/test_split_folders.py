@@ -90,9 +90,17 @@ def test_folders_of_the_same_names_are_no_classes(others: list[str], tmp_path: P
     assert read_image_folder(tmp_path).class_names == ("a", "b", "c")
 
 
+@pytest.mark.parametrize("middle", ["x", "x/y"])  # as in seg_train/seg_train
+def test_folders_of_the_same_names_further_below(middle: str, tmp_path: Path) -> None:
+    for name in ("Fold1", "Fold2"):
+        write_classes(tmp_path / name / middle, 2)
+    refused(tmp_path, r"hold folders of the same names \(a, b\), as splits do: name the splits")
+    read_image_folder(tmp_path / "Fold1" / middle)
+
+
 def test_names_that_speak_of_splits_above_other_folders(tmp_path: Path) -> None:
-    write_classes(tmp_path / "seg_train" / "seg_train", 2)
-    write_classes(tmp_path / "seg_test" / "seg_test", 2)
+    write_classes(tmp_path / "seg_train", 2, "abc")
+    write_classes(tmp_path / "seg_test", 2, "bcd")
     refused(tmp_path, r"seem to be splits \(seg_test, seg_train\): name them train")
 
 

@@ -409,7 +409,7 @@ def test_what_is_transparent_becomes_white(tmp_path, channels):
 
 def test_pictures_that_are_not_taken_over_are_told(tmp_path, caplog):
     several = [(data, 0) for data in SEVERAL.values()]
-    examples = [(_png(_pixels(8, 8, 3)), 0), *several, (TRANSPARENT["RGBA png"], 1)]
+    examples = [(_png(_pixels(8, 8, 3)), 0), *several, (TRANSPARENT["rgba png"], 1)]
     _prepare(tmp_path, "tiny", {"train": examples}, shape=(None, None, 3))
     load_arrays("tiny", "train", str(tmp_path), 4)
     assert caplog.messages == [

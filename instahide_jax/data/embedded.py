@@ -42,7 +42,7 @@ DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 _CHUNK_BYTES = 1 << 24  # of pixels looked at together: a mask of a whole set could be gigabytes
-_MOST_CHANNELS = 4
+_MOST_CHANNELS = 4  # of images as they are usual: another axis is longer
 _MAX_CLASSES = 100_000  # of a `.npz` file, where a stray label would pass for a class
 _MNIST_CLASSES = 10
 _MNIST_PER_CLASS = 500
@@ -73,9 +73,9 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
     """Accept images [N, H, W, C] (uint8 or floating) with labels [N] (integers in range).
 
     Raises:
-      InputError: for what is no array, an empty set, another number of dimensions, more than 4
-        channels, different lengths, another dtype, a label outside [0, num_classes), or a pixel
-        that is NaN or infinite, or too large for float32.
+      InputError: for what is no array, an empty set, another number of dimensions or order of
+        axes, different lengths, another dtype, a label outside [0, num_classes), or a pixel that
+        is NaN or infinite, or too large for float32.
     """
     images = as_array(images, "images", "uint8 or float32")
     labels = as_array(labels, "labels", "integers")
@@ -84,15 +84,18 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
             f"images have shape {images.shape}: expected 4 dimensions [N, H, W, C] "
             "(for greyscale add a last axis of length 1)"
         )
-    _check_channels(images.shape, len(labels))
     if labels.ndim != 1:
         raise InputError(f"labels have shape {labels.shape}: expected one integer per image, [N]")
+    _refuse_other_axes(images.shape, len(labels))
     if len(images) != len(labels):
         raise InputError(f"{len(images)} images but {len(labels)} labels: need one per image")
     if images.size == 0:
         raise InputError(f"the image set is empty, shape {images.shape}: give at least one image")
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise InputError(f"images have dtype {images.dtype}: convert to uint8 or float32")
+        raise InputError(
+            f"images have dtype {images.dtype}: convert to uint8 or float32, after scaling to 0 to "
+            "255 or to [0, 1]"
+        )
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"labels have dtype {labels.dtype}: convert to integers")
     if num_classes < 1:
@@ -113,25 +116,20 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
             raise InputError(f"image {index} holds NaN or infinite pixels: correct or remove it")
 
 
-def _check_channels(shape: tuple[int, ...], count: int) -> None:
-    """Refuse images whose last axis is not that of the channels."""
+def _refuse_other_axes(shape: tuple[int, ...], count: int) -> None:
+    """Refuse `count` images whose last axis is not that of the channels, and say how to turn them.
+
+    As PyTorch, as MATLAB and as a MATLAB reader in Python order them.
+    """
     if shape[3] <= _MOST_CHANNELS:
         return
-    found = f"images have shape {shape}, of {shape[3]} channels"
-    for axes, size in (
-        ((0, 2, 3, 1), shape[0]),
-        ((3, 0, 1, 2), shape[3]),
-        ((3, 1, 2, 0), shape[3]),
-    ):
-        # As PyTorch, as MATLAB and as a MATLAB reader in Python order them.
-        if size == count and shape[axes[3]] <= _MOST_CHANNELS:
+    for axes in ((0, 2, 3, 1), (3, 0, 1, 2), (3, 1, 2, 0)):
+        number, height, width, channels = (shape[axis] for axis in axes)
+        if number == count and (channels <= _MOST_CHANNELS or channels < height == width):
             raise InputError(
-                f"{found}: expected [N, H, W, C]; give np.transpose(images, {axes}) instead"
+                f"images have shape {shape}, of {shape[3]} channels: expected [N, H, W, C]; give "
+                f"np.transpose(images, {axes}) instead"
             )
-    raise InputError(
-        f"{found}: must be at most {_MOST_CHANNELS}, as last axis of [N, H, W, C]; select them, as "
-        "by images[..., :3], or transpose the axes"
-    )
 
 
 def label_message(index: int, label: int, num_classes: int) -> str:
@@ -299,7 +297,7 @@ def resized(arrays: Arrays, size: int) -> Arrays:
     """The same set with images [N, size, size, C]; see `decode_image`.
 
     Raises:
-      InputError: for a size below 1, or images that are not uint8.
+      InputError: for a size below 1, or images that are not uint8, or neither gray, RGB nor RGBA.
     """
     check_size(size)
     if arrays.images.dtype != np.uint8:
@@ -308,6 +306,11 @@ def resized(arrays: Arrays, size: int) -> Arrays:
             "convert them, or scale them yourself and leave the size out"
         )
     channels = arrays.images.shape[3]
+    if channels not in MODE_OF_CHANNELS:
+        raise InputError(
+            f"size is {size}, but the images have {channels} channels, and only 1, 3 or 4 are "
+            "scaled: scale them yourself and leave the size out"
+        )
     images = np.stack([decode_image(image, channels, size) for image in arrays.images])
     return make_arrays(images, arrays.labels, arrays.num_classes, arrays.class_names)
 

@@ -88,19 +88,8 @@ _ENDINGS = {
 # Kinds of images that are not read here, but missed where they are left out.
 _OTHER_IMAGES = frozenset(
     (
-        *(
-            "AVIF",
-            "DICOM",
-            "DDS",
-            "FITS",
-            "GIMP",
-            "HEIC",
-            "JPEG 2000",
-            "JPEG XL",
-            "JPEG XR",
-            "NIfTI",
-        ),
-        *("NRRD", "OpenEXR", "Photoshop", "QOI", "Radiance HDR", "camera raw"),
+        *("AVIF", "DDS", "DICOM", "FITS", "GIMP", "HEIC", "JPEG 2000", "JPEG XL", "JPEG XR"),
+        *("NIfTI", "NRRD", "OpenEXR", "Photoshop", "QOI", "Radiance HDR", "camera raw"),
     )
 )
 
@@ -112,7 +101,7 @@ def is_image(head: bytes, path: Path) -> bool:
 
 
 def kind_of(head: bytes, path: Path) -> str:
-    """Such as "HEIC", ".txt" or "without ending"; `head` is a file's first `HEAD` bytes."""
+    """Such as "HEIC", ".txt" or "of no ending"; `head` is a file's first `HEAD` bytes."""
     ending = path.suffix.lower()
     return content_kind(head) or _ENDINGS.get(ending) or ending or "of no ending"
 

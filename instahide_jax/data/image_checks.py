@@ -150,6 +150,8 @@ def _unknown(path: Path, head: bytes, cause: str) -> Problem:
         return Problem(path, f"damaged {content}", cause, is_promised=True)
     if content is not None:
         cause = f"its content is {content}"
+    elif not head:
+        cause = "it is empty"
     return Problem(path, kind, cause, is_promised=path.suffix.lower() in ENDINGS)
 
 

@@ -57,7 +57,20 @@ def open_image(data: bytes) -> Image.Image:
     except BaseException:
         image.close()
         raise
+    _scale_named_gray(image, data)
     return image
+
+
+def _scale_named_gray(image: Image.Image, data: bytes) -> None:
+    """Give the gray that a PNG of fewer than 8 bits names as transparent as its pixels are given.
+
+    Pillow scales the pixels to 8 bits, but of 2 and 4 bits not the gray.
+    """
+    named = image.info.get("transparency")
+    if image.format == "PNG" and image.mode in ("1", "L") and isinstance(named, int):
+        largest = (1 << data[_PNG_DEPTH]) - 1
+        if named <= largest:
+            image.info["transparency"] = named * 255 // largest
 
 
 def _check(image: Image.Image, data: bytes) -> None:

@@ -113,7 +113,11 @@ def _refuse_unnamed_splits(root: Path) -> None:
     if not folders or not all(below and not _holds_images(f) for f, below in inner.items()):
         return
     if len(folders) == 1:
-        raise InputError(f"{root} holds the folder {folders[0].name} alone: give {folders[0]}")
+        raise InputError(
+            f"{root} holds the folder {folders[0].name} alone: give {folders[0]}, or move what it "
+            f"holds into {root}"
+        )
+    inner = {folder: _below_lone_folders(below) for folder, below in inner.items()}
     kinds = [frozenset(child.name for child in below) for below in inner.values()]
     common = max(kinds, key=len)
     if len(common) > 1 and all(kind <= common for kind in kinds):
@@ -128,6 +132,16 @@ def _refuse_unnamed_splits(root: Path) -> None:
             f"the folders in {root} seem to be splits ({_names(folders)}): name them train, "
             f"validation and test, or give one of them, such as {folders[0]}; {_IF_CLASSES}"
         )
+
+
+def _below_lone_folders(folders: list[Path]) -> list[Path]:
+    """Folders, or those below them where a folder lies alone and holds folders but no images."""
+    while len(folders) == 1 and not _holds_images(folders[0]):
+        below = class_folders(folders[0], loose=True)
+        if not below:
+            break
+        folders = below
+    return folders
 
 
 def _holds_images(folder: Path) -> bool:
