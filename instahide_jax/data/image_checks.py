@@ -185,7 +185,7 @@ def settle(problems: Sequence[Problem], total: int, skip_unreadable: bool) -> li
         return []
     promised = [problem for problem in problems if problem.is_promised]
     if promised and not skip_unreadable:
-        raise InputError(refusal(promised, total))
+        raise InputError(_refusal(promised, total))
     kinds = _counted(problem.kind for problem in problems)
     few = max(1, min(5, total // 5), total // 100)
     if len(problems) > few and not skip_unreadable:
@@ -196,7 +196,7 @@ def settle(problems: Sequence[Problem], total: int, skip_unreadable: bool) -> li
     return [f"left out {len(problems)} files ({kinds}), such as {problems[0].path}"]
 
 
-def refusal(problems: Sequence[Problem], total: int) -> str:
+def _refusal(problems: Sequence[Problem], total: int) -> str:
     """The complaint about files that cannot be used, of `total`; names up to ten."""
     deep = sum(problem.kind == DEEP for problem in problems)
     remedies = ["replace, convert or remove the file"] if deep < len(problems) else []

@@ -101,7 +101,7 @@ def read_image_folder(source: Path, *, skip_unreadable: bool = False) -> ImageFo
             bits per channel, or are of another format.
     """
     if not source.is_dir():
-        raise InputError(f"--source {source} is no folder")
+        raise InputError(f"--source {source} is no folder; give a folder of images")
     roots = find_splits(source)
     names = class_names(roots, at_least=2)
     trees = {split: _walk_classes(root) for split, root in roots.items()}

@@ -173,9 +173,12 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
     for split, classes in listed.items():
         unknown = sorted(set(classes) - set(names))
         if unknown:
-            raise InputError(f"{roots[split]} has classes that train lacks: {', '.join(unknown)}")
+            raise InputError(
+                f"{roots[split]} has classes that train lacks: {', '.join(unknown[:5])}; rename "
+                "them as in train, or move them elsewhere"
+            )
         if not classes:
-            raise InputError(f"{roots[split]} has no class folders")
+            raise InputError(f"{roots[split]} has no class folders; fill or remove it")
     for name in names:
         try:
             name.encode()
