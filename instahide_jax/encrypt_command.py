@@ -10,7 +10,8 @@ from instahide_jax.data.embedded import Arrays, arrays_from_npz, resized
 from instahide_jax.data.image_folder import arrays_from_folder
 from instahide_jax.data.public_pool import load_public_pool
 from instahide_jax.data.sources import measure_statistics, round_statistics
-from instahide_jax.data.tfds_io import is_name, load_arrays
+from instahide_jax.data.tfds_arrays import load_arrays
+from instahide_jax.data.tfds_io import is_name
 from instahide_jax.dataset_encryption import encrypt_dataset, encryption_order
 from instahide_jax.encrypt_files import (
     check_new_file,
@@ -37,7 +38,7 @@ def encrypt(arguments: "EncryptArguments") -> None:
     """
     out, order_file, secret_file = _check_files(arguments)
     scheme = _scheme(arguments)
-    data = _load(arguments)
+    data, notes = _load(arguments)
     shape = data.images.shape[1:]
     _check_statistics(scheme, data.images)
     statistics: Any = (scheme.mean, scheme.std)
@@ -74,7 +75,9 @@ def encrypt(arguments: "EncryptArguments") -> None:
             raise
         order = "in the order of the source" if arguments.keep_order else "in a secret order"
         size = "x".join(map(str, shape))
-        print(f"{out}: {total:,} encryptions of {len(data.labels):,} images of {size}, {order}")
+        told = "".join(f"; {note}" for note in notes)
+        images = f"{len(data.labels):,} images of {size}"
+        print(f"{out}: {total:,} encryptions of {images}, {order}{told}")
     if order_file is not None:
         _write_order(order_file, encryption_order(secret, given, pool, **settings))
 
@@ -167,15 +170,18 @@ def _write_order(path: Path, order: np.ndarray) -> None:
     print(f"{path}: the image of each encryption; for the owner only, like the secret")
 
 
-def _load(arguments: "EncryptArguments") -> Arrays:
+def _load(arguments: "EncryptArguments") -> tuple[Arrays, tuple[str, ...]]:
+    """The data, and what the user should know of how they were read."""
     path = user_path(arguments.source, "SOURCE")
     if path.suffix == ".npz":
         _check_options(arguments, "a .npz file", ("size",))
         arrays = arrays_from_npz(path)
-        return arrays if arguments.size is None else resized(arrays, arguments.size)
+        return (arrays if arguments.size is None else resized(arrays, arguments.size)), ()
     if path.is_dir():
-        _check_options(arguments, "a folder", ("size",))
-        return arrays_from_folder(path, arguments.size)
+        _check_options(arguments, "a folder", ("size", "split", "skip_unreadable"))
+        return arrays_from_folder(
+            path, arguments.size, arguments.split, skip_unreadable=arguments.skip_unreadable
+        )
     if path.exists():
         raise InputError(
             f"{path} is neither a folder nor a .npz file; give a TFDS name, a .npz file "
@@ -185,14 +191,14 @@ def _load(arguments: "EncryptArguments") -> Arrays:
         raise InputError(f"{path} does not exist; give a TFDS name, a .npz file or a folder")
     _check_options(arguments, "a TFDS name", ("split", "data_dir", "size"))
     split = arguments.split or "train"
-    return load_arrays(arguments.source, split, arguments.data_dir, arguments.size)
+    return load_arrays(arguments.source, split, arguments.data_dir, arguments.size), ()
 
 
 def _check_options(arguments: "EncryptArguments", kind: str, taken: tuple[str, ...]) -> None:
     """Refuse an option that has no effect on this kind of source."""
-    for name in ("split", "data_dir", "size"):
+    for name in ("split", "data_dir", "size", "skip_unreadable"):
         value = getattr(arguments, name)
-        if value is not None and name not in taken:
+        if value not in (None, False) and name not in taken:
             option = f"--{name.replace('_', '-')}"
             raise InputError(
                 f"{option} is {value}, but {arguments.source} is {kind}, which has no use for it; "

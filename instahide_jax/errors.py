@@ -15,10 +15,11 @@ from typing import Any
 
 # "Temporary failure, try again" of sysexits.h.
 STOPPED = os.EX_TEMPFAIL
-# Faults of the machine that a user mends: a full disk, a folder of others, a file in the way.
+# Faults of the machine that a user mends: a full disk, a folder of others, a file in the way, a
+# name that the file system does not take.
 _OF_THE_MACHINE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.EISDIR, errno.ENOTDIR),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
 }
 
 
@@ -87,7 +88,8 @@ def report(error: BaseException) -> int:
             return 2
         case OSError() if reason := machine_fault(error):
             where = f" {error.filename}" if error.filename else ""
-            print(f"error: cannot write or read{where}: {reason}; mend that", file=sys.stderr)
+            remedy = "choose a shorter one" if error.errno == errno.ENAMETOOLONG else "mend that"
+            print(f"error: cannot write or read{where}: {reason}; {remedy}", file=sys.stderr)
             return 2
         case Stopped():
             print(str(error), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Cases of `remedies`: images in memory, in folders, in original archives, and as streams."""
+"""Cases of `remedies`: images in memory, in original archives, and as streams."""
 
 import json
 import shutil
@@ -39,24 +39,16 @@ from instahide_jax.data.embedded import (
     make_arrays,
     resized,
 )
-from instahide_jax.data.image_folder import arrays_from_folder, read_image_folder
 from instahide_jax.data.streaming import eval_batches, prefetch_to_device, stream_batches
 from instahide_jax.data.tfds_io import open_split
+from instahide_jax.dataset_encryption import encrypt_dataset
+from instahide_jax.instahide import InstaHide
+from instahide_jax.secret import insecure_secret
 
 LABELS = np.arange(6) % 3
 
 
 GREY = tiny.pixels(6, 8, 8, 1)
-
-
-def photos(root: Path, *shapes: tuple[int, int], classes: str = "ab") -> Path:
-    """Folders of classes, each with images of these shapes."""
-    for label, name in enumerate(classes):
-        (root / name).mkdir(parents=True, exist_ok=True)
-        for number, (height, width) in enumerate(shapes or ((8, 8),) * 3):
-            image = tiny.pixels(height, width, 3, seed=9 * label + number)
-            Image.fromarray(image).save(root / name / f"{number}.png")
-    return root
 
 
 @case
@@ -78,6 +70,12 @@ def arrays_in_memory(place: Path) -> None:
             check_arrays(**good | bad)
     check_arrays(**good)
     check_arrays(**good | {"images": GREY.astype(np.float32)})
+    planes = np.moveaxis(tiny.pixels(6, 8, 8, 3), 3, 1)
+    with refused("give np.transpose(images, (0, 2, 3, 1)) instead"):
+        check_arrays(planes, LABELS, 3)
+    check_arrays(np.transpose(planes, (0, 2, 3, 1)), LABELS, 3)
+    with refused("only 1, 3 or 4 are scaled: scale them yourself and leave the size out"):
+        resized(make_arrays(np.repeat(GREY, 2, 3), LABELS, 3, "abc"), 4)
     with refused("must be at least 1"):
         resized(tiny.labelled(4), 0)
     floats = make_arrays(GREY.astype(np.float32), LABELS, 3, "abc")
@@ -98,85 +96,15 @@ def npz_files(place: Path) -> None:
         ({"image": GREY}, "save one of them, with numpy.savez"),
         ({"image": GREY, "label": LABELS - 1}, "number the classes from 0"),
         ({"image": GREY, "label": LABELS + 100_000}, "number the classes from 0"),
+        ({"image": GREY, "label": np.full((6, 3), 1 / 3)}, "give one integer per image, or soft"),
     ):
         np.savez("x.npz", **bad)
         with refused(message):
             arrays_from_npz("x.npz")
     np.savez("x.npz", image=GREY, label=LABELS)
     arrays_from_npz("x.npz")
-
-
-@case
-def folders_of_images(place: Path) -> None:
-    with refused("--source photos is no folder"):
-        read_image_folder(Path("photos"))
-    with refused("give a folder with one folder per class"):
-        arrays_from_folder("photos")
-    root = photos(place / "photos")
-    arrays_from_folder(root)
-    loose = root / "x.png"
-    shutil.copy(root / "a" / "0.png", loose)
-    with refused("lies outside the class folders: move it into one"):
-        read_image_folder(root)
-    loose.rename(root / "a" / "x.png")
-    (root / "c").mkdir()
-    with refused("remove it or fill it"):
-        read_image_folder(root)
-    shutil.copy(root / "a" / "0.png", root / "c")
-    with refused("a class needs one to train and one to test"):
-        read_image_folder(root)
-    shutil.copy(root / "a" / "1.png", root / "c")
-    read_image_folder(root)
-    (root / "a" / "0.png").write_bytes(b"damaged")
-    with refused("replace or remove the file"):
-        read_image_folder(root)
-    (root / "a" / "0.png").unlink()
-    Image.fromarray(np.full((8, 8), 999, np.uint16)).save(root / "a" / "x.png")
-    with refused("convert the images to 8 bits first"):
-        read_image_folder(root)
-    Image.fromarray(np.full((8, 8), 99, np.uint8)).save(root / "a" / "x.png")
-    read_image_folder(root)
-    one = photos(place / "one", classes="a")
-    with refused("a folder of images for each of two or more classes"):
-        read_image_folder(one)
-    read_image_folder(photos(one, classes="b"))
-    with refused("put the images in one folder per class"):
-        (place / "empty").mkdir()
-        arrays_from_folder("empty")
-    mixed = photos(place / "mixed", (8, 8), (8, 9))
-    with refused("give a size (--size) to scale all images to"):
-        arrays_from_folder(mixed)
-    arrays_from_folder(mixed, 6)
-
-
-@case
-def folders_of_splits(place: Path) -> None:
-    root = place / "split"
-    photos(root / "train")
-    with refused("give split/train"):
-        arrays_from_folder("split")
-    arrays_from_folder("split/train")
-    photos(root / "other")
-    with refused("mixes split folders with others: other"):
-        read_image_folder(root)
-    (root / "other").rename(root / "val")
-    photos(root / "validation")
-    with refused("keep one"):
-        read_image_folder(root)
-    shutil.rmtree(root / "validation")
-    (root / "train").rename(place / "train")
-    with refused("but no train folder"):
-        read_image_folder(root)
-    (place / "train").rename(root / "train")
-    photos(root / "val", classes="c")
-    with refused("has classes that train lacks: c"):
-        read_image_folder(root)
-    for name in "abc":
-        shutil.rmtree(root / "val" / name)
-    with refused("has no class folders"):
-        read_image_folder(root)
-    photos(root / "val")
-    read_image_folder(root)
+    soft = {"image": GREY, "label": np.full((6, 3), 1 / 3)}
+    next(encrypt_dataset(insecure_secret(0), soft, scheme=InstaHide.inside()))
 
 
 @case

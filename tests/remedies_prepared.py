@@ -13,19 +13,21 @@ import tiny
 from PIL import Image
 from programs import files_up_to
 from remedies import case, refused
-from remedies_images import GREY, LABELS, photos
+from remedies_folders import NoMemory, photos
+from remedies_images import GREY, LABELS
 from test_public_pool import SMALL, textured
 
 from instahide_jax import cli
 from instahide_jax.data import prepare as prepare_module
-from instahide_jax.data import tfds_io
+from instahide_jax.data import tfds_arrays
 from instahide_jax.data.embedded import (
     make_arrays,
 )
 from instahide_jax.data.prepare import prepare
 from instahide_jax.data.public_pool import PoolParameters, build_public_pool, load_public_pool
 from instahide_jax.data.sources import PoolHeldOut, PoolTfds, TfdsImages, TfdsStream, hold_out
-from instahide_jax.data.tfds_io import load_arrays, open_split
+from instahide_jax.data.tfds_arrays import load_arrays
+from instahide_jax.data.tfds_io import open_split
 
 
 @case
@@ -120,7 +122,7 @@ def prepared_images(place: Path) -> None:
             load_arrays(name, split, "d")
         load_arrays(*good[:2], "d", *good[3:])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tfds_io, "np", _NoMemory())
+        patch.setattr(tfds_arrays, "np", NoMemory())
         with refused("take a part, such as train[:10%], or stream it (TfdsStream)"):
             load_arrays("tiny", "train", "d")
     load_arrays("tiny", "train[:10%]", "d")
@@ -148,16 +150,6 @@ def prepared_images(place: Path) -> None:
         with refused("run `instahide prepare mixed --overwrite`, with --source and --data-dir as"):
             load_arrays("mixed", "test", "d", 6)
         anew()
-
-
-class _NoMemory:
-    """NumPy on a machine that is too small."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
-
-    def empty(self, *_: Any) -> None:
-        raise MemoryError
 
 
 @case
@@ -279,7 +271,7 @@ def public_pools(place: Path) -> None:
             build_public_pool(source, out, replace(SMALL, **lower))
     for name, content in (("b.png", b"no image"), ("b.png", _sixteen_bits())):
         (source / name).write_bytes(content)
-        with refused("remove or replace it" if content == b"no image" else "convert it first"):
+        with refused("remove the file" if content == b"no image" else "reduce more than 8 bits"):
             build_public_pool(source, out, SMALL)
         (source / name).unlink()
     Path("p.png").write_text("precious")
@@ -332,6 +324,16 @@ def public_pools_that_are_loaded(place: Path) -> None:
         load_public_pool(out, (6, 6, 1))
     build_public_pool(source, out, replace(SMALL, size=6, channels=1), overwrite=True)
     load_public_pool(out, (6, 6, 1))
+    for pool, shape, message in (
+        (np.zeros((4, 3, 6, 8), np.uint8), (6, 8, 3), "save np.transpose(pool, (0, 2, 3, 1)) inst"),
+        (np.zeros((4, 6, 8), np.uint8), (6, 8, 1), "save pool[..., None] instead"),
+    ):
+        np.save("turned.npy", pool)
+        with refused(message):
+            load_public_pool(Path("turned.npy"), shape)
+        turned = pool[..., None] if pool.ndim == 3 else np.transpose(pool, (0, 2, 3, 1))
+        np.save("turned.npy", turned)
+        load_public_pool(Path("turned.npy"), shape)
     with refused("save one with numpy.save: uint8 [M, 6, 8, 1]"):
         load_public_pool(out, (6, 8, 1))
     np.save("own.npy", np.zeros((4, 6, 8, 1), np.uint8))

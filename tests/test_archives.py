@@ -5,11 +5,13 @@ import hashlib
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from odd_images import DEEP, encode
 from original_files import (
     CIFAR10_NAMES,
     CIFAR100_SIZES,
@@ -84,6 +86,25 @@ def test_a_changed_file_is_refused_with_both_sums(name: str, tmp_path: Path) -> 
         read_official(name, tmp_path, published)
     found = hashlib.sha256(changed).hexdigest()
     assert all(part in str(caught.value) for part in (str(path), found, published[path.name]))
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_all_changed_files_are_named(name: str, tmp_path: Path) -> None:
+    published = write_mnist(tmp_path, FASHION_TIMES)
+    changed = [tmp_path / f"t10k-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+    for path in changed:
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError) as caught:
+        read_official(name, tmp_path, published)
+    assert all(f"{path} has sha256" in str(caught.value) for path in changed)
+
+
+def test_all_changed_batches_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    write_folder(folder, cifar10_python())  # none has the published sum
+    with pytest.raises(InputError) as caught:
+        read_official("cifar10", tmp_path, {})
+    assert all(f"{folder / name} has md5" in str(caught.value) for name in cifar10_python())
 
 
 def test_debian_files_with_changed_data_are_refused(tmp_path: Path) -> None:
@@ -229,6 +250,18 @@ def test_cifar10_pngs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "data_batch_2.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
     with pytest.raises(InputError, match=r"cannot read .*data_batch_2\.png as PNG"):
         read_official("cifar10", folder, {})
+    (folder / "data_batch_4.png").write_bytes(DEEP["16-bit colour png"])
+    (folder / "data_batch_5.png").write_bytes(encode(Image.new("RGB", (1024, 4)), "JPEG"))
+    with pytest.raises(InputError) as caught:
+        read_official("cifar10", folder, {})
+    for name, cause in (
+        (2, "cannot identify|"),
+        (4, "it has more than 8 bits"),
+        (5, "its content is JPEG"),
+    ):
+        assert re.search(
+            rf"cannot read {folder}/data_batch_{name}\.png as PNG: {cause}", str(caught.value)
+        )
 
 
 def with_labels(change: dict[int, int]) -> dict[str, bytes]:

@@ -3,13 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from test_public_pool import textured
 
 from instahide_jax import cli
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, run_main
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,37 @@ def test_help(argv: list[str], shown: str, capsys: pytest.CaptureFixture[str]) -
         cli.run(argv)
     assert stop.value.code == 0
     assert shown in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "prepare own --source LONG",
+        "prepare own --source LONG/x",
+        "prepare mnist --source LONG",
+        "prepare glue/rte --source LONG",
+        "prepare public-pool --source LONG --out p.npy",
+        "encrypt LONG --out o.npz --secret-file s",
+        "encrypt LONG.npz --out o.npz --secret-file s",
+        "encrypt d.npz --out LONG.npz --secret-file s",
+        "encrypt d.npz --out o.npz --secret-file LONG",
+        "encrypt d.npz --out o.npz --secret-file s --order-file LONG.npy",
+        "encrypt cifar10 --out o.npz --secret-file s --data-dir LONG",
+    ],
+)
+def test_a_name_that_the_file_system_does_not_take(
+    arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("d.npz", image=np.zeros((4, 4, 4, 1), np.uint8), label=np.arange(4) % 2)
+    argv = arguments.replace("LONG", 300 * "x").split()
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: cli.run(argv))
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: cannot write or read ")
+    assert line.endswith(": File name too long; choose a shorter one")
+    assert [path.name for path in tmp_path.iterdir()] == ["d.npz"]
 
 
 def test_the_installed_program(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from instahide_jax.data.embedded import (
     decode_image,
     make_arrays,
     mnist5k,
+    resized,
 )
 from instahide_jax.errors import InputError
 
@@ -256,7 +257,18 @@ _IMAGES = np.zeros((2, 3, 3, 1), np.uint8)
         ({"image": _IMAGES, "label": np.array([0, 10**12])}, "label 1000000000000"),
         ({"image": _IMAGES, "label": np.array([0.0, 1.0])}, "float64"),
         ({"image": _IMAGES, "label": np.zeros(3, int)}, "2 images but 3 labels"),
-        ({"image": _IMAGES[..., 0], "label": np.zeros(2, int)}, "4 dimensions"),
+        ({"image": _IMAGES[0], "label": np.zeros(3, int)}, "4 dimensions"),
+        ({"image": _IMAGES.reshape(2, 9), "label": np.zeros(2, int)}, "4 dimensions"),
+        ({"image": _IMAGES, "label": np.zeros((2, 1, 1), int)}, "labels have shape (2, 1, 1)"),
+        ({"image": _IMAGES, "label": np.array([[-1], [0]])}, "label 0 is -1: must be at least 0"),
+        ({"image": _IMAGES, "label": np.array([[0.9, 0.1], [0, 1]])}, "row 0 is not one-hot: give"),
+        ({"image": _IMAGES, "label": np.array([[0, 1], [0, 0]])}, "row 1 is not one-hot: give one"),
+        ({"image": _IMAGES, "label": np.array([[0, 1], [1, 1]])}, "row 1 is not one-hot"),
+        ({"image": _IMAGES, "label": np.array([[0, np.nan], [0, 1]])}, "row 0 is not one-hot"),
+        (
+            {"image": _IMAGES, "label": np.array([[3, 4], [0, 1]])},
+            "labels have shape (2, 2), and r",
+        ),
         ({"image": _IMAGES[:0], "label": np.zeros(0, int)}, "empty"),
         ({"image": np.array([{}, {}]), "label": np.zeros(2, int)}, "cannot be decoded"),
     ],
@@ -268,6 +280,76 @@ def test_npz_names_what_is_wrong(tmp_path, members, words):
     message = str(caught.value)
     assert words in message
     assert ("cannot be decoded" in message) == (words == "cannot be decoded")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((5, 3, 32, 32), (0, 2, 3, 1)),
+        ((5, 1, 28, 28), (0, 2, 3, 1)),
+        ((5, 4, 6, 8), (0, 2, 3, 1)),
+        ((32, 32, 3, 5), (3, 0, 1, 2)),
+        ((3, 32, 32, 5), (3, 1, 2, 0)),
+    ],
+)
+def test_images_in_another_order_of_axes_say_how_to_turn_them(tmp_path, shape, axes, dtype):
+    """The fault of the issue: [N, 3, 32, 32] was taken for 3 x 32 pixels of 32 channels."""
+    images, labels = _pixels(*shape).astype(dtype), np.arange(5)
+    np.savez(tmp_path / "set.npz", image=images, label=labels)
+    remedy = f"np.transpose(images, {axes})"
+    with pytest.raises(InputError) as caught:
+        arrays_from_npz(tmp_path / "set.npz")
+    assert f"images have shape {shape}, of {shape[3]} channels" in str(caught.value)
+    assert f"expected [N, H, W, C]; give {remedy} instead" in str(caught.value)
+    turned = eval(remedy, {"np": np, "images": images})
+    np.savez(tmp_path / "set.npz", image=turned, label=labels)
+    np.testing.assert_array_equal(arrays_from_npz(tmp_path / "set.npz").images, turned)
+
+
+def test_many_channels_in_their_place_are_taken(tmp_path):
+    for shape in ((2, 3, 3, 1), (2, 3, 3, 2), (2, 3, 3, 4), (2, 64, 64, 13), (2, 3, 3, 13)):
+        if shape != (2, 3, 3, 13):  # rather 3 channels of 3 x 13 pixels
+            check_arrays(np.zeros(shape, np.uint8), np.zeros(2, int), 1)
+    for shape in ((2, 13, 64, 64), (2, 3, 3, 13)):
+        with pytest.raises(InputError, match=r"np\.transpose\(images, \(0, 2, 3, 1\)\) instead$"):
+            check_arrays(np.zeros(shape, np.uint8), np.zeros(2, int), 1)
+
+
+def test_labels_that_are_no_list_are_refused_before_the_axes():
+    with pytest.raises(InputError, match=r"labels have shape \(\): expected one integer"):
+        check_arrays(np.zeros((2, 3, 32, 32), np.uint8), np.array(1), 2)
+
+
+def test_two_channels_are_not_scaled():
+    arrays = make_arrays(_pixels(2, 6, 8, 2), np.zeros(2, int), 1, "a")
+    with pytest.raises(
+        InputError, match=r"size is 4, but the images have 2 channels, and only 1, "
+    ):
+        resized(arrays, 4)
+
+
+def test_npz_gray_images_without_an_axis_of_channels(tmp_path):
+    images = _pixels(5, 28, 28)
+    np.savez(tmp_path / "set.npz", image=images, label=np.arange(5))
+    np.testing.assert_array_equal(arrays_from_npz(tmp_path / "set.npz").images, images[..., None])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, bool])
+def test_npz_labels_in_a_column_or_one_hot(tmp_path, dtype):
+    labels = np.array([0, 3, 1, 1, 0])
+    one_hot = np.eye(5, dtype=dtype)[labels]  # class 4 has no example
+    np.savez(tmp_path / "set.npz", image=_pixels(5, 3, 3, 1), label=one_hot)
+    arrays = arrays_from_npz(tmp_path / "set.npz")
+    np.testing.assert_array_equal(arrays.labels, labels)
+    assert (arrays.num_classes, arrays.class_names) == (5, ("0", "1", "2", "3", "4"))
+    if np.issubdtype(dtype, np.integer):
+        np.savez(
+            tmp_path / "set.npz", image=_pixels(5, 3, 3, 1), label=labels[:, None].astype(dtype)
+        )
+        arrays = arrays_from_npz(tmp_path / "set.npz")
+        np.testing.assert_array_equal(arrays.labels, labels)
+        assert arrays.num_classes == 4
 
 
 def test_npz_damaged_or_missing(tmp_path):

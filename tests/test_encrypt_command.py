@@ -21,7 +21,8 @@ from instahide_jax import InputError, cli, encrypt_command, encrypt_dataset
 from instahide_jax.config import from_json
 from instahide_jax.data.embedded import resized
 from instahide_jax.data.prepare import prepare
-from instahide_jax.data.tfds_io import load_arrays, open_split, read_example
+from instahide_jax.data.tfds_arrays import load_arrays
+from instahide_jax.data.tfds_io import open_split, read_example
 from instahide_jax.secret import read_secret
 
 __all__ = ["short_files"]  # a fixture
@@ -276,7 +277,8 @@ WRONG = {
     "folder.npz": "folder.npz is no file: give the path of a .npz file",
     "data.npz --size 0": "size is 0: must be at least 1",
     "floats.npz --size 8": "size is 8, but the images are float32, and only uint8 is scaled: conv",
-    "photos --split train": "--split is train, but photos is a folder, which has no use for it",
+    "photos --split train": "split is train, but photos has no folders of splits; leave --split",
+    "data.npz --skip-unreadable": "--skip-unreadable is True, but data.npz is a .npz file",
     "photos --data-dir empty": "--data-dir is empty, but photos is a folder",
     "data.npz --split test": "--split is test, but data.npz is a .npz file",
     "data.npz --data-dir empty": "--data-dir is empty, but data.npz is a .npz file",

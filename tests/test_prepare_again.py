@@ -29,7 +29,7 @@ from instahide_jax import cli
 from instahide_jax.data import prepare as prepare_module
 from instahide_jax.data.content import RECORD, Content, SplitContent, differences, digest
 from instahide_jax.data.prepare import prepare
-from instahide_jax.data.tfds_io import load_arrays
+from instahide_jax.data.tfds_arrays import load_arrays
 from instahide_jax.errors import InputError
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import remedies_commands
 import remedies_configs
+import remedies_folders
 import remedies_images
 import remedies_prepared
 import remedies_release
@@ -32,6 +33,7 @@ from instahide_jax import cli
 __all__ = [  # imported for the cases in them
     "remedies_commands",
     "remedies_configs",
+    "remedies_folders",
     "remedies_images",
     "remedies_prepared",
     "remedies_release",

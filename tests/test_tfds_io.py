@@ -9,16 +9,14 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from odd_images import DEEP, SEVERAL, SQUARE, TRANSPARENT
 from PIL import Image
 
-from instahide_jax.data import tfds_io
-from instahide_jax.data.tfds_io import (
-    load_arrays,
-    make_arrays,
-    open_split,
-    read_example,
-    reading,
-)
+from instahide_jax.data import tfds_arrays
+from instahide_jax.data.embedded import make_arrays
+from instahide_jax.data.streaming import eval_batches
+from instahide_jax.data.tfds_arrays import load_arrays
+from instahide_jax.data.tfds_io import open_split, read_example, reading
 from instahide_jax.errors import InputError
 
 
@@ -321,15 +319,15 @@ def test_load_arrays_keeps_the_channel_of_greyscale(prepared):
 
 def test_load_arrays_in_threads_gives_the_same(prepared, monkeypatch):
     alone = load_arrays("tiny", "train", str(prepared))
-    monkeypatch.setattr(tfds_io, "_THREADS_FROM", 1)
+    monkeypatch.setattr(tfds_arrays, "_THREADS_FROM", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert load_arrays("tiny", "train", str(prepared)).identity == alone.identity
 
 
 def test_load_arrays_shows_progress_of_a_long_load(prepared, monkeypatch, capsys):
-    real = tfds_io.progress_bar
+    real = tfds_arrays.progress_bar
     monkeypatch.setattr(
-        tfds_io,
+        tfds_arrays,
         "progress_bar",
         lambda *facts, **options: real(*facts, **options | {"delay": 0, "leave": True}),
     )
@@ -371,8 +369,58 @@ def test_corrupt_record_file_names_a_record(copied):
     with pytest.raises(InputError, match=r"tiny/1\.0\.0\[train\]: record \d+ cannot be decoded"):
         load_arrays("tiny", "train", str(copied.parent.parent))
     record.write_bytes(b"")
-    with pytest.raises(InputError, match="record 0 cannot be decoded"):
+    with pytest.raises(InputError, match=r"300 of 300 records cannot be decoded: 0 \(.*, 9 \("):
         load_arrays("tiny", "train", str(copied.parent.parent))
+
+
+@pytest.mark.parametrize("threads_from", [1, 96 * 96])
+def test_all_corrupt_images_are_named(tmp_path, monkeypatch, threads_from):
+    monkeypatch.setattr(tfds_arrays, "_THREADS_FROM", threads_from)
+    examples = [*_TRAIN]
+    for index in range(2, 26, 2):
+        examples[index] = (b"no image" if index % 4 else DEEP["16-bit colour png"], 0)
+    _prepare(tmp_path, "tiny", {"train": examples}, shape=(6, 8, 3))
+    with pytest.raises(InputError) as caught:
+        load_arrays("tiny", "train", str(tmp_path))
+    message = str(caught.value)
+    assert "tiny/1.0.0[train]: 12 of 300 records cannot be decoded: 2 (not a file of" in message
+    assert ", 4 (it has more than 8 bits per channel: 16 bits, RGB), 6 (not a file" in message
+    assert message.endswith(
+        ") and 2 more: prepare the data set anew with `instahide prepare ... --overwrite`"
+    )
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_images_are_refused_and_not_cut(tmp_path, name):
+    _prepare(tmp_path, "tiny", {"train": [(DEEP[name], 0)]}, shape=(None, None, 3))
+    with pytest.raises(InputError, match=r"record 0 cannot be decoded \(it has more than 8 bits"):
+        load_arrays("tiny", "train", str(tmp_path))
+    with pytest.raises(InputError, match=r"record 0 cannot be decoded \(it has more than 8 bits"):
+        next(eval_batches(open_split("tiny", "train", str(tmp_path)), batch_size=1, resize=4))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_transparent_becomes_white(tmp_path, channels):
+    examples = [(data, 0) for data in TRANSPARENT.values()]
+    _prepare(tmp_path, "tiny", {"train": examples}, shape=(None, None, channels))
+    for image in load_arrays("tiny", "train", str(tmp_path)).images:
+        np.testing.assert_array_equal(image, np.repeat(SQUARE[..., None], channels, 2))
+
+
+def test_pictures_that_are_not_taken_over_are_told(tmp_path, caplog):
+    several = [(data, 0) for data in SEVERAL.values()]
+    examples = [(_png(_pixels(8, 8, 3)), 0), *several, (TRANSPARENT["rgba png"], 1)]
+    _prepare(tmp_path, "tiny", {"train": examples}, shape=(None, None, 3))
+    load_arrays("tiny", "train", str(tmp_path), 4)
+    assert caplog.messages == [
+        f"tiny/1.0.0[train]: {len(several)} images hold more than one picture, of which the first "
+        "is taken, such as 1",
+        "tiny/1.0.0[train]: 1 images are transparent in parts, which are white now, such as "
+        f"{1 + len(several)}",
+    ]
+    caplog.clear()
+    load_arrays("tiny", "train[:1]", str(tmp_path))
+    assert not caplog.messages
 
 
 def test_record_file_cut_short_names_file_and_record(copied):
@@ -385,9 +433,11 @@ def test_record_file_cut_short_names_file_and_record(copied):
         with pytest.raises(InputError) as caught:
             load_arrays("tiny", "train", str(copied.parent.parent))
         message = str(caught.value)
-        assert message.startswith(f"{file}, tiny/1.0.0[train]: record 0 cannot be decoded (")
+        assert message.startswith(
+            f"{file}, tiny/1.0.0[train]: 300 of 300 records cannot be decoded: 0 ("
+        )
         assert message.endswith(
-            "prepare the data set anew with `instahide prepare ... --overwrite`"
+            ") and 290 more: prepare the data set anew with `instahide prepare ... --overwrite`"
         )
         with pytest.raises(InputError, match=r"tiny/1\.0\.0\[train\[9:\]\]: record 3 cannot be"):
             read_example(_open(copied, split="train[9:]"), 3)
@@ -429,7 +479,8 @@ def test_tensorflow_is_never_imported(prepared, tmp_path):
 import sys
 sys.path.append({str(tmp_path)!r})
 from instahide_jax.data.streaming import stream_batches
-from instahide_jax.data.tfds_io import load_arrays, open_split
+from instahide_jax.data.tfds_arrays import load_arrays
+from instahide_jax.data.tfds_io import (open_split)
 from instahide_jax.errors import InputError
 load_arrays("mnist", "train", {str(prepared)!r})
 next(stream_batches(open_split("tiny", "train", {str(prepared)!r}), batch_size=4, seed=0, resize=4))

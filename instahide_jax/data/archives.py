@@ -12,16 +12,21 @@ import math
 import pickle
 import tarfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from instahide_jax.data.image_format import open_image, to_mode
 from instahide_jax.errors import InputError
 
+T = TypeVar("T")
+U = TypeVar("U")
+
+_NAMED = 10  # refused items that a message names
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_HEADER_SIZE = 10
 _CIFAR_SHAPE = (32, 32, 3)
@@ -43,6 +48,24 @@ def read_file(path: Path, remedy: str = "check its path and permissions") -> byt
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+
+
+def each(function: Callable[[T], U], items: Iterable[T]) -> list[U]:
+    """The function's values of all items.
+
+    Raises:
+        InputError: with the messages of all items that are refused, up to ten.
+    """
+    values, refused = [], []
+    for item in items:
+        try:
+            values.append(function(item))
+        except InputError as error:
+            refused.append(str(error))
+    if refused:
+        more = f"; and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
+        raise InputError("; ".join(refused[:_NAMED]) + more)
+    return values
 
 
 def check_digest(name: str | Path, data: bytes, algorithm: str, expected: str) -> None:
@@ -161,9 +184,11 @@ def _from_planes(rows: np.ndarray) -> np.ndarray:
 def parse_png_rows(data: bytes, path: Path) -> np.ndarray:
     """Decode a PNG with one 32 x 32 RGB image per row of 1024 pixels: uint8 [N, 32, 32, 3]."""
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            rows = np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        with open_image(data) as picture:
+            if picture.format != "PNG":
+                raise ValueError(f"its content is {picture.format}")
+            rows = np.asarray(to_mode(picture, "RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read {path} as PNG: {error}; {AGAIN}") from error
     if rows.shape[1] != 1024:
         raise InputError(f"{path} is {rows.shape[1]} pixels wide, not 1024; {AGAIN}")

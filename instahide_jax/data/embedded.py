@@ -12,18 +12,25 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from instahide_jax.arrays import as_array, for_jax
+from instahide_jax.data.image_format import (
+    GRAY_MODES,
+    MODE_OF_CHANNELS,
+    holds_several,
+    open_image,
+    shows_background,
+    to_mode,
+)
 from instahide_jax.errors import InputError
 
 # What Pillow and its codecs, array_record (a bare RuntimeError) and zip files raise on damage.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -34,13 +41,8 @@ _DECODE_ERRORS = (
     zipfile.BadZipFile,
     Image.DecompressionBombError,
 )
-# A fixed list: Pillow knows formats that start other programs (EPS) or are no images (HDF5).
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-GRAY_MODES = ("1", "L", "LA")
-# Pillow's modes that convert to 8-bit gray or RGB without clipping.
-EIGHT_BIT_MODES = (*GRAY_MODES, "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB")
-MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 _CHUNK_BYTES = 1 << 24  # of pixels looked at together: a mask of a whole set could be gigabytes
+_MOST_CHANNELS = 4  # of images as they are usual: another axis is longer
 _MAX_CLASSES = 100_000  # of a `.npz` file, where a stray label would pass for a class
 _MNIST_CLASSES = 10
 _MNIST_PER_CLASS = 500
@@ -71,9 +73,9 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
     """Accept images [N, H, W, C] (uint8 or floating) with labels [N] (integers in range).
 
     Raises:
-      InputError: for what is no array, an empty set, another number of dimensions, different
-        lengths, another dtype, a label outside [0, num_classes), or a pixel that is NaN or
-        infinite, or too large for float32.
+      InputError: for what is no array, an empty set, another number of dimensions or order of
+        axes, different lengths, another dtype, a label outside [0, num_classes), or a pixel that
+        is NaN or infinite, or too large for float32.
     """
     images = as_array(images, "images", "uint8 or float32")
     labels = as_array(labels, "labels", "integers")
@@ -84,12 +86,16 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
         )
     if labels.ndim != 1:
         raise InputError(f"labels have shape {labels.shape}: expected one integer per image, [N]")
+    _refuse_other_axes(images.shape, len(labels))
     if len(images) != len(labels):
         raise InputError(f"{len(images)} images but {len(labels)} labels: need one per image")
     if images.size == 0:
         raise InputError(f"the image set is empty, shape {images.shape}: give at least one image")
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise InputError(f"images have dtype {images.dtype}: convert to uint8 or float32")
+        raise InputError(
+            f"images have dtype {images.dtype}: convert to uint8 or float32, after scaling to 0 to "
+            "255 or to [0, 1]"
+        )
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"labels have dtype {labels.dtype}: convert to integers")
     if num_classes < 1:
@@ -108,6 +114,22 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
         if not finite.all():
             index = start + int(np.argmin(finite))
             raise InputError(f"image {index} holds NaN or infinite pixels: correct or remove it")
+
+
+def _refuse_other_axes(shape: tuple[int, ...], count: int) -> None:
+    """Refuse `count` images whose last axis is not that of the channels, and say how to turn them.
+
+    As PyTorch, as MATLAB and as a MATLAB reader in Python order them.
+    """
+    if shape[3] <= _MOST_CHANNELS:
+        return
+    for axes in ((0, 2, 3, 1), (3, 0, 1, 2), (3, 1, 2, 0)):
+        number, height, width, channels = (shape[axis] for axis in axes)
+        if number == count and (channels <= _MOST_CHANNELS or channels < height == width):
+            raise InputError(
+                f"images have shape {shape}, of {shape[3]} channels: expected [N, H, W, C]; give "
+                f"np.transpose(images, {axes}) instead"
+            )
 
 
 def label_message(index: int, label: int, num_classes: int) -> str:
@@ -196,53 +218,69 @@ def decoding(what: str | Callable[[], str], remedy: str) -> Iterator[None]:
         yield
     except InputError:  # is a ValueError, and says already what is wrong
         raise
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         cause = str(error).partition("\n")[0]
         said = what if isinstance(what, str) else what()
         raise InputError(f"{said} cannot be decoded ({cause}): {remedy}") from error
 
 
-def open_image(data: bytes) -> Image.Image:
-    """Open an encoded image with Pillow; OSError for another format than `FORMATS`."""
-    try:
-        return Image.open(BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:  # its text is the address of a buffer
-        raise OSError(f"not a file of format {', '.join(FORMATS)}") from None
+class Decoded(NamedTuple):
+    """An image, and what its pixels do not tell of the file.
+
+    Attributes:
+      pixels: uint8 [H, W, C].
+      several: the file holds more pictures, of which this is the first.
+      transparent: pixels were transparent, which have the colour of the background now.
+    """
+
+    pixels: np.ndarray
+    several: bool
+    transparent: bool
 
 
 def decode_image(data: bytes | np.ndarray, channels: int | None, size: int | None) -> np.ndarray:
+    """The pixels of `decode`: uint8 [H, W, C], or [size, size, C] with `size`."""
+    return decode(data, channels, size).pixels
+
+
+def decode(data: bytes | np.ndarray, channels: int | None, size: int | None) -> Decoded:
     """Decode an image to uint8 [H, W, C], or to [size, size, C] with `size`.
 
     With `size` the shorter side is scaled to it by an antialiased bilinear filter, then the centre
-    is cropped to a square. Orientation tags are ignored.
+    is cropped to a square. Of several pictures in a file the first is taken. What is transparent
+    becomes white, unless the result is RGBA. Orientation tags are ignored, as TFDS ignores them;
+    `instahide prepare` turns images upright before it stores them.
 
     Args:
-      data: an encoded image, or pixels already decoded [H, W, C].
+      data: an encoded image, or pixels already decoded, uint8 [H, W, C].
       channels: 1 (greyscale), 3 (RGB) or 4 (RGBA), to which other colour spaces are converted;
         None for 1 if the image is greyscale, else 3.
       size: side of the result, or None for the size of the image.
 
     Raises:
-      one of `_DECODE_ERRORS`, to be named by `decoding`.
+      one of `DECODE_ERRORS`, to be named by `decoding`.
     """
     if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8:
+            raise ValueError(f"pixels are {data.dtype}, not uint8")
         image = Image.fromarray(data[..., 0] if data.shape[2] == 1 else data)
     else:
         image = open_image(data)
     with image:
-        if image.mode not in EIGHT_BIT_MODES:
-            raise ValueError(f"pixels are {image.mode}, not 8 bits per channel")
+        several = holds_several(image)
         mode = MODE_OF_CHANNELS[channels or (1 if image.mode in GRAY_MODES else 3)]
         if size is not None:
             image.draft(mode, (2 * size, 2 * size))  # JPEG: decode at reduced scale, much faster
-        pixels = image.convert(mode)
+        transparent = mode != "RGBA" and shows_background(image)
+        pixels = to_mode(image, mode)
     if size is not None:
         width, height = pixels.size
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
         pixels = pixels.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(pixels).reshape(pixels.height, pixels.width, -1)
+    array = np.asarray(pixels).reshape(pixels.height, pixels.width, -1)
+    return Decoded(array, several, transparent)
 
 
 def check_size(size: int | None) -> None:
@@ -259,7 +297,7 @@ def resized(arrays: Arrays, size: int) -> Arrays:
     """The same set with images [N, size, size, C]; see `decode_image`.
 
     Raises:
-      InputError: for a size below 1, or images that are not uint8.
+      InputError: for a size below 1, or images that are not uint8, or neither gray, RGB nor RGBA.
     """
     check_size(size)
     if arrays.images.dtype != np.uint8:
@@ -268,6 +306,11 @@ def resized(arrays: Arrays, size: int) -> Arrays:
             "convert them, or scale them yourself and leave the size out"
         )
     channels = arrays.images.shape[3]
+    if channels not in MODE_OF_CHANNELS:
+        raise InputError(
+            f"size is {size}, but the images have {channels} channels, and only 1, 3 or 4 are "
+            "scaled: scale them yourself and leave the size out"
+        )
     images = np.stack([decode_image(image, channels, size) for image in arrays.images])
     return make_arrays(images, arrays.labels, arrays.num_classes, arrays.class_names)
 
@@ -275,12 +318,13 @@ def resized(arrays: Arrays, size: int) -> Arrays:
 def arrays_from_npz(path: str | Path) -> Arrays:
     """Images and labels of a `.npz` file, one class per integer up to the largest label.
 
-    The file holds "image" or "images" [N, H, W, C] (uint8, or floating: becomes float32) and
-    "label" or "labels" [N] (integers). Objects are not unpickled.
+    The file holds "image" or "images" [N, H, W, C], or [N, H, W] of gray ones (uint8, or floating:
+    becomes float32), and "label" or "labels": integers [N] or [N, 1], or one-hot rows
+    [N, classes]. Objects are not unpickled.
 
     Raises:
-      InputError: no such file, not a `.npz`, arrays missing or given twice, or whatever
-        `check_arrays` finds.
+      InputError: no such file, not a `.npz`, arrays missing or given twice, labels [N, classes]
+        that are not one-hot, or whatever `check_arrays` finds.
     """
     if not Path(path).is_file():
         what = "is no file" if Path(path).exists() else "does not exist"
@@ -293,20 +337,46 @@ def arrays_from_npz(path: str | Path) -> Arrays:
     if np.issubdtype(images.dtype, np.floating):
         with np.errstate(over="ignore"):  # check_arrays reports the infinities
             images = images.astype(np.float32, copy=False)
-    is_integer = np.issubdtype(labels.dtype, np.integer)
-    if is_integer and labels.ndim == 1 and (labels < 0).any():
+    if images.ndim == 3 and images.shape[2] > _MOST_CHANNELS:  # else it may be a single image
+        images = images[..., None]
+    labels, num_classes = _integer_labels(path, labels)
+    return make_arrays(images, labels, num_classes, map(str, range(num_classes)))
+
+
+def _integer_labels(path: str | Path, labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Labels as [N] where they are [N, 1] or one-hot, and the number of classes."""
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        return _from_one_hot(path, labels), labels.shape[1]
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or not labels.size or not np.issubdtype(labels.dtype, np.integer):
+        return labels, 1  # check_arrays says what is wrong
+    if (labels < 0).any():
         index = int(np.argmax(labels < 0))
         raise InputError(
             f"{path}: label {index} is {labels[index]}: must be at least 0; number the classes "
             "from 0"
         )
-    num_classes = max(int(labels.max()) + 1, 1) if labels.size and is_integer else 1
+    num_classes = int(labels.max()) + 1
     if num_classes > _MAX_CLASSES:
         raise InputError(
             f"{path} has the label {num_classes - 1}: must be below {_MAX_CLASSES}; number the "
             "classes from 0"
         )
-    return make_arrays(images, labels, num_classes, map(str, range(num_classes)))
+    return labels, num_classes
+
+
+def _from_one_hot(path: str | Path, labels: np.ndarray) -> np.ndarray:
+    """The class of each row of [N, classes] that holds a single 1 among zeros."""
+    ones = labels == 1
+    right = (ones | (labels == 0)).all(axis=1) & (ones.sum(axis=1) == 1)
+    if not right.all():
+        row = int(np.argmin(right))
+        raise InputError(
+            f"{path}: labels have shape {labels.shape}, and row {row} is not one-hot: give one "
+            "integer per image, or soft labels to instahide_jax.encrypt_dataset"
+        )
+    return ones.argmax(axis=1)
 
 
 def _npz_member(path: str | Path, file: Any, key: str) -> np.ndarray:

@@ -1,40 +1,38 @@
-"""A data set from a folder of images: one folder per class, optionally below train/ and test/.
+"""A data set from a folder of images: one folder per class, optionally below folders of splits.
 
 `read_image_folder` finds what `instahide prepare` stores, `arrays_from_folder` reads a folder of
 classes into memory. Both see the same images, and in them the same pixels.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, ImageOps
 
-from instahide_jax.data.embedded import (
-    EIGHT_BIT_MODES,
-    GRAY_MODES,
-    Arrays,
-    check_size,
-    decode_image,
-    decoding,
-    make_arrays,
-    open_image,
+from instahide_jax.data.embedded import Arrays, check_size, decode_image, make_arrays
+from instahide_jax.data.file_tree import FileTree, join, list_folder, tree_notes, walk
+from instahide_jax.data.image_checks import (
+    Facts,
+    Problem,
+    attempt,
+    image_notes,
+    inspect,
+    lost_links,
+    read_again,
+    read_upright,
+    settle,
 )
+from instahide_jax.data.image_format import FORMATS, open_image, upright
+from instahide_jax.data.split_folders import class_names, find_splits, nested_note, split_of
 from instahide_jax.errors import InputError
 from instahide_jax.metrics import progress
 
-IMAGE_SUFFIXES = (
-    ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
-)  # fmt: skip
-_SPLITS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
 _HOLD_OUT = 10
-# Offset of the bit depth in a PNG: signature, length and type of IHDR, width, height.
-_PNG_DEPTH = 24
-# Exif orientations from this one on exchange height and width.
-_FIRST_QUARTER_TURN = 5
-_REPLACE = "replace or remove the file"
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class ImageFile:
     """An image of a split; `key` is unique in it, `stored` tells whether its bytes are kept."""
 
     path: Path
-    key: str
+    key: bytes
     label: int
     stored: bool
 
@@ -55,7 +53,7 @@ class ImageFolder:
         splits: split name -> its images, sorted by class and file name.
         class_names: the class folders' names, sorted; an image's `label` is an index into it.
         shape: (height, width, channels); height and width are None where sizes differ.
-        notes: what a user should know: images held out, converted or ignored.
+        notes: what a user should know: images held out or converted, files left out.
     """
 
     splits: Mapping[str, Sequence[ImageFile]]
@@ -65,181 +63,206 @@ class ImageFolder:
 
     def read(self, file: ImageFile) -> bytes:
         """The image as 8-bit PNG or JPEG with `shape[2]` channels."""
-        data = file.path.read_bytes()
-        return data if file.stored else _upright_png(data, _mode(self.shape[2]))
+        if file.stored:
+            return read_again(file.path)
+        stream = io.BytesIO()
+        read_upright(file.path, _mode(self.shape[2])).save(stream, "PNG")
+        return stream.getvalue()
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What decides how an image is stored."""
+class FolderArrays(NamedTuple):
+    """Images of a folder in memory, and what a user should know: files left out, for example."""
 
-    size: tuple[int, int]  # (height, width) of the upright image
-    gray: bool
-    plain: str | None  # mode of the decoded bytes, None where no reader gets them right
+    arrays: Arrays
+    notes: tuple[str, ...]
 
 
-def read_image_folder(source: Path) -> ImageFolder:
+def read_image_folder(source: Path, *, skip_unreadable: bool = False) -> ImageFolder:
     """Find and check (decode) all images below `source`.
 
-    Layout: SOURCE/CLASS/**/image, or SOURCE/{train,test,val,validation}/CLASS/**/image with at
-    least `train`. Without a test or validation folder every 10th image of a class (in order of
-    file names; the last one of a smaller class) becomes the split `test`. Hidden files are passed
-    over. 8-bit gray or RGB images in PNG or JPEG are stored byte for byte, all other images are
-    converted to PNG; one colour image makes all of them colour images.
+    Layout: SOURCE/CLASS/**/image, or SOURCE/SPLIT/CLASS/**/image with at least the split train;
+    see `split_folders.split_of` for how splits may be spelled. Without a test or validation folder
+    every 10th image of a class (in order of file names; the last one of a smaller class) becomes
+    the split `test`. What a file is follows from its content. Links are followed. Hidden files and
+    folders and those that systems make are left out. 8-bit gray or RGB images in PNG or JPEG are
+    stored byte for byte, all other images are converted to PNG: upright, the first picture of
+    several, over white where transparent; one colour image makes all of them colour images.
+
+    Args:
+        source: the folder.
+        skip_unreadable: leave out files that cannot be used, which `notes` counts by kind. By
+            default a few that are no images are left out, and all others are errors; see
+            `image_checks.settle`.
 
     Raises:
         InputError: for no images, a single class, classes of the test folder that train lacks,
-            an image beside the class folders, one that does not decode (named) or has more than 8
-            bits per channel.
+            an image beside the class folders, folders that seem to be splits by another name, and
+            files that cannot be used (up to ten named): those that do not decode, have more than 8
+            bits per channel, or are of another format.
     """
     if not source.is_dir():
-        raise InputError(f"--source {source} is no folder")
-    roots = _split_roots(source)
-    class_names = _class_names(roots)
-    images: dict[str, dict[str, list[Path]]] = {}
-    ignored: list[Path] = []
-    for split, root in roots.items():
-        images[split], others = _class_images(root)
-        ignored += others
-    held_out = len(images) == 1
-    if held_out:
-        images = _hold_out(images["train"], source)
-    return _assemble(source, images, class_names, held_out, ignored)
+        raise InputError(f"--source {source} is no folder; give a folder of images")
+    roots = find_splits(source)
+    names = class_names(roots, at_least=2)
+    trees = {split: _walk_classes(root) for split, root in roots.items()}
+    paths = [path for classes in trees.values() for tree in classes.values() for path in tree.files]
+    outcomes = {
+        path: attempt(path, inspect) for path in progress(paths, "checking", len(paths), " images")
+    }
+    facts = {path: found for path, found in outcomes.items() if isinstance(found, Facts)}
+    problems = [found for found in outcomes.values() if isinstance(found, Problem)]
+    everything = join(tree for classes in trees.values() for tree in classes.values())
+    notes = _left_out([source, *roots.values()], everything, problems, skip_unreadable)
+    images = {
+        split: {name: [p for p in tree.files if p in facts] for name, tree in classes.items()}
+        for split, classes in trees.items()
+    }
+    for split, classes in images.items():
+        _check_filled(roots[split], classes)
+    notes += nested_note(roots["train"], images["train"])
+    if len(images) == 1:
+        images = _hold_out(images["train"], roots["train"])
+        notes.append(f"no test folder: every {_HOLD_OUT}th image of a class is held out as test")
+    return _assemble(source, images, names, facts, notes)
 
 
-def arrays_from_folder(path: str | Path, size: int | None = None) -> Arrays:
+def arrays_from_folder(
+    path: str | Path,
+    size: int | None = None,
+    split: str | None = None,
+    *,
+    skip_unreadable: bool = False,
+) -> FolderArrays:
     """Images of a folder of class folders, `path/CLASS/**/image`, sorted by class, then path.
 
-    The classes are the folder names in sorted order. Which files are images, and how they are
-    converted to gray or RGB and turned upright, is as for `read_image_folder`. Images are gray
-    [N, H, W, 1] when all files are, else RGB [N, H, W, 3].
+    The classes are the folder names in sorted order. Where folders of splits lie above them, one
+    split is read. Which files are images, and how they are converted to gray or RGB and turned
+    upright, is as for `read_image_folder`. Images are gray [N, H, W, 1] when all files are, else
+    RGB [N, H, W, 3].
 
     Args:
         path: the outer folder.
         size: scale and crop each image to [size, size] (shorter side to `size`, then centre crop);
             None keeps the pixels of the files, which then must agree in size.
+        split: where there are folders of splits, which one; default train. Labels are those of
+            train in any case.
+        skip_unreadable: as for `read_image_folder`.
 
     Raises:
-        InputError: no such folder, no class folder, folders of splits, a class without images, an
-            image beside the class folders, one that cannot be decoded (named) or has more than 8
-            bits per channel, mixed sizes without `size`.
+        InputError: no such folder, no class folder, a class without images, mixed sizes without
+            `size`, a split that is not there, and otherwise as for `read_image_folder`.
     """
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: give a folder with one folder per class")
     check_size(size)
-    roots = _split_roots(root)
-    if root not in roots.values():
-        raise InputError(
-            f"{root} has a folder for each split, not for each class: give {roots['train']}"
-        )
-    classes, _ = _class_images(root)
-    if not classes:
-        raise InputError(f"{root} holds no class folders: put the images in one folder per class")
-    labels = [label for label, files in enumerate(classes.values()) for _ in files]
-    paths = [file for files in classes.values() for file in files]
+    roots = find_splits(root)
+    chosen, notes = _choose_split(root, roots, split)
+    names = class_names({part: roots[part] for part in ("train", chosen)}, at_least=1)
+    trees = _walk_classes(roots[chosen])
+    labels = [names.index(name) for name, tree in trees.items() for _ in tree.files]
+    everything = join(trees.values())
     images = np.empty((0, 0, 0, 0), np.uint8)
-    for number, file in enumerate(progress(paths, root.name, len(paths), " images")):
-        image = _pixels(file, size)
-        if not number:  # one array from the start: a list of images would be there twice
-            images = np.empty((len(paths), *image.shape), np.uint8)
-        if image.shape[:2] != images.shape[1:3]:
-            (height, width), (first_height, first_width) = image.shape[:2], images.shape[1:3]
+    taken: list[tuple[Path, Facts]] = []
+    kept: list[int] = []
+    problems: list[Problem] = []
+    files = progress(everything.files, root.name, len(labels), " images")
+    for file, label in zip(files, labels, strict=True):
+        found = attempt(file, lambda data: _pixels(data, size))
+        if isinstance(found, Problem):
+            problems.append(found)
+            continue
+        pixels, facts = found
+        if not taken:
+            images = _empty((len(labels), *pixels.shape), root)
+        if pixels.shape[:2] != images.shape[1:3]:
+            (height, width), (first_height, first_width) = pixels.shape[:2], images.shape[1:3]
             raise InputError(
-                f"{file} has {height} x {width} pixels, {paths[0]} has {first_height} x "
+                f"{file} has {height} x {width} pixels, {taken[0][0]} has {first_height} x "
                 f"{first_width}: give a size (--size) to scale all images to"
             )
-        if image.shape[2] > images.shape[3]:  # the first in colour
-            images = np.repeat(images, image.shape[2], axis=3)
-        images[number] = image
-    return make_arrays(images, np.array(labels), len(classes), classes)
+        if pixels.shape[2] > images.shape[3]:  # the first in colour
+            gray, images = images, _empty((*images.shape[:3], pixels.shape[2]), root)
+            images[: len(taken)] = gray[: len(taken)]
+        images[len(taken)] = pixels
+        taken.append((file, facts))
+        kept.append(label)
+    notes += _left_out([root, roots[chosen]], everything, problems, skip_unreadable)
+    used = dict(taken)
+    classes = {name: [p for p in tree.files if p in used] for name, tree in trees.items()}
+    _check_filled(roots[chosen], classes)
+    notes += [*nested_note(roots[chosen], classes), *image_notes(taken)]
+    arrays = make_arrays(images[: len(taken)], np.array(kept), len(names), names)
+    return FolderArrays(arrays, tuple(notes))
 
 
-def _visible_folders(folder: Path) -> list[Path]:
-    return sorted(
-        child
-        for child in folder.iterdir()
-        if child.is_dir() and not child.name.startswith((".", "__MACOSX"))
-    )
+def _walk_classes(root: Path) -> dict[str, FileTree]:
+    """Class name -> what lies below its folder, by name."""
+    folders, _ = list_folder(root)
+    return {folder.name: walk(folder) for folder in folders}
 
 
-def _split_roots(source: Path) -> dict[str, Path]:
-    """Split name -> folder of class folders."""
-    folders = _visible_folders(source)
-    if not any(folder.name in _SPLITS for folder in folders):
-        return {"train": source}
-    strangers = [folder.name for folder in folders if folder.name not in _SPLITS]
-    if strangers:
-        raise InputError(f"{source} mixes split folders with others: {', '.join(strangers[:5])}")
-    _refuse_loose_images(source)
-    roots = {_SPLITS[folder.name]: folder for folder in folders}
-    if "train" not in roots:
-        raise InputError(f"{source} has {', '.join(f.name for f in folders)} but no train folder")
-    if len(roots) < len(folders):
-        raise InputError(f"{source} has both val and validation; keep one")
-    return {name: roots[name] for name in ("train", "validation", "test") if name in roots}
-
-
-def _class_images(root: Path) -> tuple[dict[str, list[Path]], list[Path]]:
-    """Class name -> its images, by names and paths, and what else lies in the class folders."""
-    _refuse_loose_images(root)
-    classes: dict[str, list[Path]] = {}
-    others: list[Path] = []
-    for folder in _visible_folders(root):
-        files = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        )
-        classes[folder.name] = [path for path in files if _is_image(path)]
-        others += [path for path in files if not _is_image(path)]
-        if not classes[folder.name]:
+def _choose_split(
+    root: Path, roots: Mapping[str, Path], split: str | None
+) -> tuple[str, list[str]]:
+    """The split to read, and a note of it where there is a choice."""
+    if root in roots.values():
+        if split is not None:
             raise InputError(
-                f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); remove it or fill it"
+                f"split is {split}, but {root} has no folders of splits; leave --split out"
             )
-    return classes, others
-
-
-def _refuse_loose_images(folder: Path) -> None:
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and _is_image(path) and not path.name.startswith("."):
-            raise InputError(f"{path} lies outside the class folders: move it into one")
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
-
-
-def _class_names(roots: Mapping[str, Path]) -> tuple[str, ...]:
-    listed = {split: [f.name for f in _visible_folders(root)] for split, root in roots.items()}
-    names = tuple(listed["train"])
-    if len(names) < 2:
-        found = f"only the folder {names[0]}" if names else "no folders"
+        return "train", []
+    chosen = split_of(split or "train")
+    if chosen is None or chosen not in roots:
         raise InputError(
-            f"{roots['train']} has {found}; it needs a folder of images for each of two or more "
-            "classes"
+            f"{root} has no folder of the split {split}; choose from {', '.join(roots)}"
         )
-    for split, classes in listed.items():
-        unknown = sorted(set(classes) - set(names))
-        if unknown:
-            raise InputError(f"{roots[split]} has classes that train lacks: {', '.join(unknown)}")
-        if not classes:
-            raise InputError(f"{roots[split]} has no class folders")
-    return names
+    others = [name for part, folder in roots.items() for name in [folder.name] if part != chosen]
+    rest = f", left out {', '.join(others)}" if others else ""
+    return chosen, [f"read the split {roots[chosen].name}{rest}"]
 
 
-def _hold_out(classes: Mapping[str, list[Path]], source: Path) -> dict[str, dict[str, list[Path]]]:
+def _left_out(
+    roots: Iterable[Path], tree: FileTree, problems: Sequence[Problem], skip_unreadable: bool
+) -> list[str]:
+    """Notes of what is not read below the class folders, and of systems' files above them."""
+    above = join(list_folder(root)[1] for root in dict.fromkeys(roots))
+    system = FileTree(system_files=above.system_files, system_folders=above.system_folders)
+    lost = [*problems, *lost_links(tree)]
+    total = len(tree.files) + len(lost) - len(problems)
+    return tree_notes(join([system, tree])) + settle(lost, total, skip_unreadable)
+
+
+def _check_filled(root: Path, classes: Mapping[str, Sequence[Path]]) -> None:
+    for name, files in classes.items():
+        if not files:
+            raise InputError(
+                f"{root / name} holds no images ({', '.join(FORMATS)}); remove it or fill it"
+            )
+
+
+def _empty(shape: tuple[int, ...], root: Path) -> np.ndarray:
+    try:
+        return np.empty(shape, np.uint8)
+    except MemoryError as error:
+        raise InputError(
+            f"the images of {root} need {math.prod(shape) / 1e9:.0f} GB of memory: give a smaller "
+            "size (--size)"
+        ) from error
+
+
+def _hold_out(classes: Mapping[str, list[Path]], root: Path) -> dict[str, dict[str, list[Path]]]:
     """Every 10th file of a class for `test`, or its last one, the rest for `train`."""
     splits: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}}
     for name, files in classes.items():
         if len(files) < 2:
             raise InputError(
-                f"{source / name} holds a single image; a class needs one to train and one to test"
+                f"{root / name} holds a single image; a class needs one to train and one to test"
             )
         test = files[_HOLD_OUT - 1 :: _HOLD_OUT] or files[-1:]
+        held_out = set(test)
         splits["test"][name] = test
-        splits["train"][name] = [file for file in files if file not in set(test)]
+        splits["train"][name] = [file for file in files if file not in held_out]
     return splits
 
 
@@ -247,11 +270,9 @@ def _assemble(
     source: Path,
     images: Mapping[str, Mapping[str, list[Path]]],
     class_names: tuple[str, ...],
-    held_out: bool,
-    ignored: Sequence[Path],
+    facts: Mapping[Path, Facts],
+    notes: Sequence[str],
 ) -> ImageFolder:
-    paths = [path for classes in images.values() for files in classes.values() for path in files]
-    facts = {path: _inspect(path) for path in progress(paths, "checking", len(paths), " images")}
     channels = 1 if all(fact.gray for fact in facts.values()) else 3
     sizes = {fact.size for fact in facts.values()}
     height, width = sizes.pop() if len(sizes) == 1 else (None, None)
@@ -259,7 +280,7 @@ def _assemble(
         split: tuple(
             ImageFile(
                 path,
-                f"{split}/{path.relative_to(source)}",
+                os.fsencode(f"{split}/{path.relative_to(source)}"),
                 class_names.index(name),
                 facts[path].plain == _mode(channels),
             )
@@ -268,58 +289,23 @@ def _assemble(
         )
         for split, classes in images.items()
     }
-    notes = []
-    if held_out:
-        notes.append(f"no test folder: every {_HOLD_OUT}th image of a class is held out as test")
     converted = sum(not file.stored for files in splits.values() for file in files)
+    all_notes = [*notes, *image_notes(facts.items())]
     if converted:
-        notes.append(f"{converted} images converted to 8-bit {_mode(channels)} PNG")
-    if ignored:
-        notes.append(f"{len(ignored)} files ignored that are no images, such as {ignored[0]}")
-    return ImageFolder(splits, class_names, (height, width, channels), tuple(notes))
+        all_notes.append(f"{converted} images converted to 8-bit {_mode(channels)} PNG")
+    return ImageFolder(splits, class_names, (height, width, channels), tuple(all_notes))
 
 
 def _mode(channels: int) -> str:
     return "L" if channels == 1 else "RGB"
 
 
-def _inspect(path: Path, *, whole: bool = True) -> _Facts:
-    """Learn an image's size and how it must be stored; `whole` decodes it, to find damage."""
-    with decoding(str(path), _REPLACE):
-        data = path.read_bytes()
-        with open_image(data) as image:
-            deep = image.format == "PNG" and data[_PNG_DEPTH] > 8
-            if deep or image.mode not in EIGHT_BIT_MODES:
-                raise InputError(
-                    f"{path} has more than 8 bits per channel ({image.mode}); "
-                    "convert the images to 8 bits first, with the window that suits them"
-                )
-            if whole:
-                image.load()
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            # OpenCV and Pillow, with which TFDS decodes, read these alike in mode L and RGB.
-            plain = (
-                image.format in ("JPEG", "PNG")
-                and orientation == 1
-                and "transparency" not in image.info
-            )
-            width, height = image.size if orientation < _FIRST_QUARTER_TURN else image.size[::-1]
-            return _Facts((height, width), image.mode in GRAY_MODES, image.mode if plain else None)
-
-
-def _upright_png(data: bytes, mode: str) -> bytes:
-    stream = io.BytesIO()
-    with open_image(data) as image:
-        ImageOps.exif_transpose(image).convert(mode).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _pixels(path: Path, size: int | None) -> np.ndarray:
+def _pixels(data: bytes, size: int | None) -> tuple[np.ndarray, Facts]:
     """An image as it would be decoded once it is stored, gray [H, W, 1] or RGB [H, W, 3]."""
-    facts = _inspect(path, whole=False)
+    facts = inspect(data, decode=False)
     channels = 1 if facts.gray else 3
-    with decoding(str(path), _REPLACE):
-        data = path.read_bytes()
-        if facts.plain != _mode(channels):
-            data = _upright_png(data, _mode(channels))
-        return decode_image(data, channels, size)
+    if facts.plain == _mode(channels):
+        return decode_image(data, channels, size), facts
+    with open_image(data) as image:
+        picture = np.asarray(upright(image, _mode(channels)))
+    return decode_image(picture.reshape(*facts.size, channels), channels, size), facts

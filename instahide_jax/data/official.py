@@ -3,7 +3,7 @@
 Readers check whatever checksum is published, then the number of images in all and per class.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from instahide_jax.data.archives import (
     LabelledImages,
     check_digest,
     concatenate,
+    each,
     parse_cifar_binary,
     parse_cifar_pickle,
     parse_json_labels,
@@ -63,6 +64,7 @@ _UNBALANCED = ("mnist",)
 
 _IDX_FOLDER = "give --source the folder that holds the four idx files"
 _IDX_STEMS = {"train": "train", "test": "t10k"}
+_IDX_KINDS = ("images-idx3", "labels-idx1")
 # When the authors compressed their files: part of the gzip header, hence of the checksum.
 _FASHION_MNIST_TIMES = {"train": 1504176606, "t10k": 1504176627}
 _CIFAR10_NAMES = [
@@ -137,22 +139,15 @@ def _check_counts(
 
 
 def _read_mnist(source: Path, published: Mapping[str, str]) -> Official:
-    splits, unpacked = {}, []
+    names = [f"{stem}-{kind}-ubyte" for stem in _IDX_STEMS.values() for kind in _IDX_KINDS]
+    paths = [_packed_or_unpacked(source, name) for name in names]
+    unpacked = [path.name for path in paths if path.suffix != ".gz"]
 
-    def read(path: Path) -> bytes:
-        data = read_file(path, _IDX_FOLDER)
+    def check(path: Path, data: bytes) -> None:
         if path.suffix == ".gz":
             check_digest(path, data, "sha256", published[path.name])
-        else:
-            unpacked.append(path.name)
-        return data
 
-    for split, stem in _IDX_STEMS.items():
-        images, labels = (
-            _packed_or_unpacked(source, f"{stem}-{kind}-ubyte")
-            for kind in ("images-idx3", "labels-idx1")
-        )
-        splits[split] = read_idx_pair(images, labels, read)
+    splits = _read_idx(paths, check)
     if unpacked:
         return Official(splits, f"counts checked; no sums are published for {', '.join(unpacked)}")
     return Official(splits, "SHA-256 of all 4 files as published")
@@ -166,21 +161,26 @@ def _packed_or_unpacked(folder: Path, name: str) -> Path:
 
 
 def _read_fashion_mnist(source: Path, published: Mapping[str, str]) -> Official:
-    def read(path: Path) -> bytes:
-        data = read_file(path, _IDX_FOLDER)
+    def check(path: Path, data: bytes) -> None:
         stem = path.name.partition("-")[0]
         # Debian's files lack the header fields; a file that has them is compared as it is.
         whole = with_gzip_header(data, path.name.removesuffix(".gz"), _FASHION_MNIST_TIMES[stem])
         check_digest(path, whole, "sha256", published[path.name])
-        return data
 
-    splits = {
-        split: read_idx_pair(
-            source / f"{stem}-images-idx3-ubyte.gz", source / f"{stem}-labels-idx1-ubyte.gz", read
-        )
-        for split, stem in _IDX_STEMS.items()
-    }
+    names = [f"{stem}-{kind}-ubyte.gz" for stem in _IDX_STEMS.values() for kind in _IDX_KINDS]
+    splits = _read_idx([source / name for name in names], check)
     return Official(splits, "SHA-256 of all 4 files as published")
+
+
+def _read_idx(
+    paths: Sequence[Path], check: Callable[[Path, bytes], None]
+) -> dict[str, LabelledImages]:
+    """The splits of `_IDX_STEMS`, each from a file of images and one of labels, after a check."""
+    data = {path: read_file(path, _IDX_FOLDER) for path in paths}
+    each(lambda path: check(path, data[path]), paths)
+    pairs = zip(paths[::2], paths[1::2], strict=True)
+    parsed = each(lambda pair: read_idx_pair(*pair, data.__getitem__), pairs)
+    return dict(zip(_IDX_STEMS, parsed, strict=True))
 
 
 def _read_cifar10(source: Path, published: Mapping[str, str]) -> Official:
@@ -256,8 +256,7 @@ def _read_cifar_pickles(
     """`keys` maps each label to its key in a batch, `meta` names the file and keys of classes."""
     meta_file, name_keys = meta
     data = read_members(source, [*chain(*batches.values()), meta_file])
-    for file, content in data.items():
-        check_digest(source / file, content, "md5", PICKLE_MD5[name][file])
+    each(lambda file: check_digest(source / file, data[file], "md5", PICKLE_MD5[name][file]), data)
     splits = {
         split: concatenate([parse_cifar_pickle(data[f], source / f, keys) for f in fs])
         for split, fs in batches.items()
@@ -273,7 +272,8 @@ def _read_cifar10_pngs(folder: Path) -> Official:
     splits = {}
     for split, names in pictures.items():
         paths = [folder / name for name in names]
-        images = np.concatenate([parse_png_rows(read_file(path), path) for path in paths])
+        read = [(read_file(path), path) for path in paths]
+        images = np.concatenate(each(lambda file: parse_png_rows(*file), read))
         labels_path = folder / f"{split}_lables.json"
         labels = parse_json_labels(read_file(labels_path), labels_path)
         if len(labels) != len(images):

@@ -31,6 +31,7 @@ class PublicPool:
     per_photo: tuple[int, ...]
     skipped: tuple[str, ...]  # photos too small for a patch
     built: bool  # False: the same pool was there already and was left alone
+    notes: tuple[str, ...] = ()  # photos of which not all is used, files left out
 
     def __str__(self) -> str:
         used = [accepted for accepted in self.per_photo if accepted]
@@ -40,7 +41,8 @@ class PublicPool:
             f"from {len(used)} photos (at most {max(used)} of one)"
         )
         small = f"; {len(self.skipped)} photos are too small" if self.skipped else ""
-        return f"{line}{small}; look at {self.path.with_suffix('.png')}"
+        notes = "".join(f"; {note}" for note in self.notes)
+        return f"{line}{small}{notes}; look at {self.path.with_suffix('.png')}"
 
 
 def pool_shape(parameters: Mapping[str, Any]) -> tuple[int, int, int, int]:

@@ -20,6 +20,7 @@ from tensorflow_datasets.core.download.util import DownloadError
 
 from instahide_jax.data.archives import LabelledImages
 from instahide_jax.data.content import Content, SplitContent, digest
+from instahide_jax.data.image_checks import read_again
 from instahide_jax.data.image_folder import ImageFile, ImageFolder, read_image_folder
 from instahide_jax.data.official import SIZES, Official, read_official
 from instahide_jax.data.prepare_text import (
@@ -51,6 +52,8 @@ def prepare(
     source: Path | None = None,
     data_dir: Path | None = None,
     overwrite: bool = False,
+    *,
+    skip_unreadable: bool = False,
 ) -> Prepared:
     """Build data set `name` in the TFDS folder, unless it is there already.
 
@@ -66,6 +69,7 @@ def prepare(
             (see `instahide_jax.data.image_folder`). None: TFDS downloads, which takes TensorFlow.
         data_dir: the TFDS folder; None is $TFDS_DATA_DIR, or ~/tensorflow_datasets.
         overwrite: build it anew if it is there.
+        skip_unreadable: of a folder of images, leave out the files that cannot be used.
 
     Guarantees: the folder NAME/VERSION appears only when it is whole, and an old one stays until
     then; a run that is killed leaves at most an `incomplete.*` folder beside it. Equal files give
@@ -76,6 +80,12 @@ def prepare(
             set that was made of other examples.
     """
     root = data_root(data_dir).absolute()
+    has_own_files = name in SIZES or is_glue(name) or is_movie_reviews(name)
+    if skip_unreadable and (source is None or has_own_files):
+        raise InputError(
+            f"{name} is not made of a folder of images, which alone --skip-unreadable is for; "
+            "leave it out"
+        )
     if is_movie_reviews(name):
         return prepare_movie_reviews(source, root, overwrite)
     if is_glue(name) and (source is not None or not _has_tensorflow()):
@@ -84,7 +94,7 @@ def prepare(
         return _download(name, root, overwrite)
     if name in SIZES:
         return _prepare_official(name, source, root, overwrite)
-    return _prepare_folder(name, source, root, overwrite)
+    return _prepare_folder(name, source, root, overwrite, skip_unreadable)
 
 
 def _prepare_official(name: str, source: Path, root: Path, overwrite: bool) -> Prepared:
@@ -110,7 +120,9 @@ def published_sums(name: str) -> dict[str, str]:
     return {info.filename: info.checksum for info in urls.values()}
 
 
-def _prepare_folder(name: str, source: Path, root: Path, overwrite: bool) -> Prepared:
+def _prepare_folder(
+    name: str, source: Path, root: Path, overwrite: bool, skip_unreadable: bool
+) -> Prepared:
     if not _NAME.fullmatch(name):
         raise InputError(
             f"data set name {name!r} must be lower-case words joined by underscores, "
@@ -121,7 +133,7 @@ def _prepare_folder(name: str, source: Path, root: Path, overwrite: bool) -> Pre
             f"{name} is an official TFDS data set, and local files are read only for "
             f"{', '.join(SIZES)}; choose another name for {source}"
         )
-    folder = read_image_folder(source)
+    folder = read_image_folder(source, skip_unreadable=skip_unreadable)
     content = Content(
         {split: _file_content(split, files) for split, files in folder.splits.items()},
         {"label": folder.class_names},
@@ -137,7 +149,7 @@ def _file_content(split: str, files: Sequence[ImageFile]) -> SplitContent:
     def parts() -> Iterator[bytes | str]:
         for file in progress(files, f"sums of {split}", len(files), " images"):
             yield from (file.key, str(file.label))
-            yield file.path.read_bytes()
+            yield read_again(file.path)
 
     return SplitContent(len(files), digest(parts()))
 
@@ -200,7 +212,7 @@ def _folder_builder(name: str, folder: ImageFolder, root: Path) -> Any:
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             return {split: self._generate_examples(split) for split in folder.splits}
 
-        def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        def _generate_examples(self, split: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
             files = folder.splits[split]
             for file in progress(files, split, len(files), " images"):
                 yield file.key, {"image": folder.read(file), "label": file.label}

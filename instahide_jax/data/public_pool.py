@@ -6,17 +6,28 @@ here is secret: seed, photos and patches are public.
 """
 
 import fnmatch
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from instahide_jax.data.embedded import EIGHT_BIT_MODES, FORMATS
+from instahide_jax.data.file_tree import tree_notes, walk
+from instahide_jax.data.image_checks import (
+    Facts,
+    Problem,
+    attempt,
+    image_notes,
+    inspect,
+    lost_links,
+    read_upright,
+    settle,
+)
+from instahide_jax.data.image_format import FORMATS
 from instahide_jax.data.pool_files import (
     PublicPool,
     check_outputs,
@@ -28,9 +39,8 @@ from instahide_jax.data.pool_files import (
     write,
 )
 from instahide_jax.errors import InputError
-from instahide_jax.metrics import progress_bar
+from instahide_jax.metrics import progress, progress_bar
 
-PHOTO_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 # A photo is given up when, after so many tries, a smaller share than this was accepted.
 _FIRST_TRIES = 100
 _MIN_ACCEPTANCE = 0.05
@@ -92,8 +102,15 @@ def build_public_pool(
     out: Path,
     parameters: PoolParameters = PoolParameters(),
     overwrite: bool = False,
+    *,
+    skip_unreadable: bool = False,
 ) -> PublicPool:
     """Cut patches from the photos below `source` and save the textured ones.
+
+    What a file is follows from its content. Links are followed; hidden files and folders and those
+    that systems make are left out, of several pictures in a file the first is taken, and what is
+    transparent becomes white. Files that cannot be used are treated as by
+    `image_folder.read_image_folder`, with `skip_unreadable` as there.
 
     A patch is a square at a uniform position with a side between test_size and 8 test_size source
     pixels (log-uniform; at most the photo's short side), reduced to test_size by area averaging.
@@ -113,16 +130,16 @@ def build_public_pool(
     `overwrite` any pool at `out` is built anew, and the old one stays until the new one is whole.
 
     Raises:
-        InputError: for a folder without photos, a photo that does not decode (named), too few
-            textured patches, a pool larger than the memory, another pool at `out` or files in its
-            way (before any work), or OpenCV not installed.
+        InputError: for a folder without photos, photos that cannot be used (up to ten named), too
+            few textured patches, a pool larger than the memory, another pool at `out` or files in
+            its way (before any work), or OpenCV not installed.
     """
     keypoints = _keypoint_counter()
     if out.suffix != ".npy":
         raise InputError(f"--out is {out}; it must end in .npy")
     if not out.exists() or (overwrite and not out.with_suffix(".json").exists()):
         check_outputs(out)
-    photos = _find_photos(source, parameters)
+    photos, notes = _find_photos(source, parameters, skip_unreadable)
     described: dict[str, Any] = {
         "parameters": {**asdict(parameters), "exclude": list(parameters.exclude)},
         "photos": [{"file": photo.name, "sha256": photo.sha256} for photo in photos],
@@ -135,7 +152,7 @@ def build_public_pool(
     for photo, entry in zip(photos, described["photos"], strict=True):
         entry |= {"tried": photo.tried, "accepted": photo.accepted, "too_small": photo.too_small}
     write(out, pool, described)
-    return summary(out, pool.shape, described, built=True)
+    return replace(summary(out, pool.shape, described, built=True), notes=tuple(notes))
 
 
 def load_public_pool(path: Path, image_shape: tuple[int, ...]) -> np.ndarray:
@@ -161,11 +178,17 @@ def load_public_pool(path: Path, image_shape: tuple[int, ...]) -> np.ndarray:
         or pool.ndim != 4
         or not len(pool)
     ):
-        found = f"{pool.dtype} {pool.shape}" if isinstance(pool, np.ndarray) else "several arrays"
+        found = "several arrays"
+        if isinstance(pool, np.ndarray):
+            found = f"{pool.dtype} {pool.shape}"
+            if pool.dtype == np.uint8 and (*pool.shape[1:], 1) == tuple(image_shape):
+                remedy = "save pool[..., None] instead"
         raise InputError(
             f"the public pool {path} holds {found}; expected uint8 [M, H, W, C]; {remedy}"
         )
     if pool.shape[1:] != tuple(image_shape):
+        if pool.shape[1:] == (image_shape[2], *image_shape[:2]):
+            remedy = "save np.transpose(pool, (0, 2, 3, 1)) instead"
         raise InputError(
             f"the public pool {path} holds images of {pool.shape[1:]}, the private images are "
             f"{tuple(image_shape)}; {remedy}"
@@ -201,33 +224,46 @@ def _keypoint_counter() -> Callable[[np.ndarray], int]:
     return lambda gray: len(sift.detect(gray, None))
 
 
-def _find_photos(source: Path, parameters: PoolParameters) -> list[_Photo]:
+def _find_photos(
+    source: Path, parameters: PoolParameters, skip_unreadable: bool
+) -> tuple[list[_Photo], list[str]]:
+    """The photos by name, and notes of what is left out."""
     if not source.is_dir():
         raise InputError(f"--source {source} is no folder; give a folder of photographs")
-    paths = {
-        path.relative_to(source).as_posix(): path
-        for path in source.rglob("*")
-        if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()
-    }
-    names = sorted(
-        name
-        for name in paths
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in parameters.exclude)
-    )
-    if not names:
+
+    def name_of(path: Path) -> str:
+        return path.relative_to(source).as_posix()
+
+    def is_wanted(path: Path) -> bool:
+        return not any(fnmatch.fnmatch(name_of(path), pattern) for pattern in parameters.exclude)
+
+    def look(data: bytes) -> tuple[str, Facts]:
+        return hashlib.sha256(data).hexdigest(), inspect(data)
+
+    tree = walk(source)
+    paths = sorted(filter(is_wanted, tree.files), key=name_of)
+    problems = [problem for problem in lost_links(tree) if is_wanted(problem.path)]
+    total = len(paths) + len(problems)
+    found: list[tuple[Path, str, Facts]] = []
+    for path in progress(paths, "checking", len(paths), " photos"):
+        outcome = attempt(path, look)
+        if isinstance(outcome, Problem):
+            problems.append(outcome)
+        else:
+            found.append((path, *outcome))
+    problems.sort(key=lambda problem: problem.path)
+    notes = tree_notes(tree) + settle(problems, total, skip_unreadable)
+    if not found:
         raise InputError(
-            f"{source} holds no photos ({', '.join(PHOTO_SUFFIXES)}), or --exclude leaves none; "
+            f"{source} holds no photos ({', '.join(FORMATS)}), or --exclude leaves none; "
             "give another --source or fewer patterns"
         )
-    return [
-        _Photo(
-            paths[name],
-            name,
-            sha256_of(paths[name]),
-            np.random.default_rng([parameters.seed, index]),
-        )
-        for index, name in enumerate(names)
+    photos = [
+        _Photo(path, name_of(path), sha256, np.random.default_rng([parameters.seed, index]))
+        for index, (path, sha256, _) in enumerate(found)
     ]
+    notes += image_notes((path, facts) for path, _, facts in found)
+    return photos, notes
 
 
 def _empty_pool(parameters: PoolParameters) -> np.ndarray:
@@ -292,7 +328,7 @@ def _patches(
     """Yield up to `share` patches, uint8 [size, size, channels], while the photo is live."""
     import cv2
 
-    pixels = _read_photo(photo.path)
+    pixels = np.asarray(read_upright(photo.path, "RGB"))
     short_side = min(pixels.shape[:2])
     photo.too_small = short_side < parameters.test_size
     wanted = photo.accepted + share
@@ -319,14 +355,3 @@ def _random_square(
     side = round(math.exp(rng.uniform(math.log(test_size), math.log(largest))))
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
     return pixels[top : top + side, left : left + side], bool(rng.integers(2))
-
-
-def _read_photo(path: Path) -> np.ndarray:
-    """Decode a photo, upright: uint8 [H, W, 3]."""
-    try:
-        with Image.open(path, formats=FORMATS) as photo:
-            if photo.mode not in EIGHT_BIT_MODES:
-                raise InputError(f"{path} has more than 8 bits per channel; convert it first")
-            return np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the photo {path}: {error}; remove or replace it") from error

@@ -10,7 +10,8 @@ import numpy as np
 
 from instahide_jax.data.embedded import Arrays, make_arrays, mnist5k
 from instahide_jax.data.public_pool import load_public_pool
-from instahide_jax.data.tfds_io import Split, load_arrays, open_split
+from instahide_jax.data.tfds_arrays import load_arrays
+from instahide_jax.data.tfds_io import Split, open_split
 from instahide_jax.errors import InputError
 from instahide_jax.folders import user_path
 

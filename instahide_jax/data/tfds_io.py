@@ -1,17 +1,15 @@
 """Labelled images of TFDS data sets, without TensorFlow.
 
-`open_split` gives random access to a prepared TFDS split, `load_arrays` decodes a whole split
-into memory. TFDS data sets must be stored in the `array_record` format, the only one that can be
+`open_split` gives random access to a prepared TFDS split; for a whole one in memory see
+`tfds_arrays`. TFDS data sets must be stored in the `array_record` format, the only one that can be
 read at random and without TensorFlow.
 """
 
 import fnmatch
 import hashlib
 import json
-import math
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from instahide_jax.data.embedded import (
-    MODE_OF_CHANNELS,
-    Arrays,
-    check_size,
-    decode_image,
-    decoding,
-    label_message,
-    make_arrays,
-)
+from instahide_jax.data.embedded import Decoded, decode, decoding, label_message
+from instahide_jax.data.image_format import MODE_OF_CHANNELS
 from instahide_jax.data.tables import did_you_mean
 from instahide_jax.errors import InputError
 from instahide_jax.folders import user_path
-from instahide_jax.metrics import progress_bar
 
 # Text sets that `instahide prepare` makes of local files; TFDS lists neither without TensorFlow.
 _PREPARED_FROM = {"glue": "FOLDER_OR_ZIP", "movie_reviews": "vaderSentiment-3.3.2.tar.gz"}
 _NAME = re.compile(r"(\w[\w.-]*)(?:/(\w[\w.,=+-]*))?(?::([\d.*]+))?")  # name/config:version
-_THREADS_FROM = 96 * 96  # pixels of an image from which several threads decode faster
+ANEW = "prepare the data set anew with `instahide prepare ... --overwrite`"
+
+
+class DamagedRecordError(InputError):
+    """A record that cannot be decoded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +66,10 @@ class Split:
     def name(self) -> str:
         """Name, config, version and split, for messages."""
         return self.identity.rsplit(" ", 2)[0]
+
+    def record(self, index: int) -> int:
+        """The number in `source` of example `index`."""
+        return self.first + index * self.stride
 
 
 def is_name(text: str) -> bool:
@@ -301,13 +299,10 @@ def reading(source: Any, name: str, start: int, stop: int) -> AbstractContextMan
     The `InputError` names the files that hold them, `name` (data set and split) and the records.
     """
     records = f"record {start}" if stop == start + 1 else f"records {start} to {stop - 1}"
-    return decoding(
-        lambda: f"{_record_files(source, start, stop)}, {name}: {records}",
-        "prepare the data set anew with `instahide prepare ... --overwrite`",
-    )
+    return decoding(lambda: f"{record_files(source, start, stop)}, {name}: {records}", ANEW)
 
 
-def _record_files(source: Any, start: int, stop: int) -> str:
+def record_files(source: Any, start: int, stop: int) -> str:
     files, first = [], 0
     for part in source.dataset_info.splits[source.split].file_instructions:
         if first < stop and start < first + part.take:
@@ -332,64 +327,30 @@ def read_example(split: Split, index: int, size: int | None = None) -> tuple[np.
     A set that leaves its number of channels open is read as RGB.
 
     Raises:
-      InputError: the record or its image cannot be decoded, or its label is outside
-        [0, num_classes); the message names data set, split and record, where it cannot be decoded
-        also the file.
+      DamagedRecordError: as for `decode_example`.
+      InputError: likewise.
     """
-    index = split.first + index * split.stride
-    with reading(split.source, split.name, index, index + 1):
-        record = split.source[index]
-        check_record(record)
-        image = decode_image(record["image"], split.image_shape[2] or 3, size)
-    label = int(record["label"])
-    if not 0 <= label < split.num_classes:
-        raise InputError(f"{split.name}: {label_message(index, label, split.num_classes)}")
-    return image, label
+    decoded, label = decode_example(split, index, size)
+    return decoded.pixels, label
 
 
-def load_arrays(
-    name: str, split: str, data_dir: str | None = None, size: int | None = None
-) -> Arrays:
-    """Decode a whole TFDS split into memory, images uint8 [N, H, W, C], in the order of the split.
-
-    Shows a progress bar when it takes longer than a second. Arguments as for `open_split`; `size`
-    as for `decode_image`.
+def decode_example(split: Split, index: int, size: int | None = None) -> tuple[Decoded, int]:
+    """As `read_example`, with what its pixels do not tell of the file.
 
     Raises:
-      InputError: whatever `open_split` finds, a corrupt image (with its record index), images of
-        different shapes without `size`, or a label out of range.
+      DamagedRecordError: the record or its image cannot be decoded, or not without loss (see
+        `image_format.open_image`); the message names data set, split, record and file.
+      InputError: its label is outside [0, num_classes).
     """
-    check_size(size)
-    opened = open_split(name, split, data_dir)
-    total = opened.num_examples
-    shape = read_example(opened, 0, size)[0].shape
+    number = split.record(index)
     try:
-        images = np.empty((total, *shape), np.uint8)
-    except MemoryError as error:
-        raise InputError(
-            f"{opened.name} needs {total * math.prod(shape) / 1e9:.0f} GB of memory: take a part, "
-            "such as train[:10%], or stream it (TfdsStream)"
-        ) from error
-    labels = np.empty(total, np.int32)
-
-    def decode(start: int) -> int:
-        for index in range(start, stop := min(start + 256, total)):
-            image, labels[index] = read_example(opened, index, size)
-            if image.shape != shape:
-                raise InputError(
-                    f"{opened.name}: image {index} has shape {image.shape}, image 0 {shape}: give "
-                    "a size to scale all to (resize in a config, --size of instahide encrypt)"
-                )
-            images[index] = image
-        return stop - start
-
-    # Threads pay for large images only: decoding a small one is mostly interpreter time, for
-    # which threads compete (measured: 32 x 32 is 1.5 times as fast without, 224 x 224 with them).
-    workers = min(4, os.cpu_count() or 1) if shape[0] * shape[1] >= _THREADS_FROM else 1
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        progress_bar(total, opened.name, " images", delay=2, leave=False) as bar,
-    ):
-        for count in pool.map(decode, range(0, total, 256)):
-            bar.update(count)
-    return make_arrays(images, labels, opened.num_classes, opened.class_names)
+        with reading(split.source, split.name, number, number + 1):
+            record = split.source[number]
+            check_record(record)
+            decoded = decode(record["image"], split.image_shape[2] or 3, size)
+    except InputError as error:
+        raise DamagedRecordError(str(error)) from error.__cause__
+    label = int(record["label"])
+    if not 0 <= label < split.num_classes:
+        raise InputError(f"{split.name}: {label_message(number, label, split.num_classes)}")
+    return decoded, label

@@ -1,0 +1,238 @@
+"""Files that are to be images: which can be used, and what becomes of those that cannot."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from instahide_jax.data.embedded import DECODE_ERRORS, decoding
+from instahide_jax.data.file_kinds import ENDINGS, HEAD, content_kind, kind_of
+from instahide_jax.data.file_tree import FileTree
+from instahide_jax.data.image_format import (
+    BACKGROUND,
+    DEEP,
+    FORMATS,
+    GRAY_MODES,
+    UnknownFormatError,
+    UnsuitableImageError,
+    has_alpha,
+    holds_several,
+    open_image,
+    orientation,
+    shows_background,
+    upright,
+)
+from instahide_jax.errors import InputError
+
+T = TypeVar("T")
+
+# Exif orientations from this one on exchange height and width.
+_FIRST_QUARTER_TURN = 5
+_NAMED = 10  # files that a message names
+SKIP = "pass --skip-unreadable to leave such files out"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an image that can be used.
+
+    Attributes:
+        size: (height, width) of the upright image.
+        gray: whether it has no colours.
+        plain: mode of the decoded bytes; None where not every reader would decode them to the
+            upright image over the background.
+        several: whether the file holds more pictures than the first.
+        transparent: whether a pixel is transparent.
+    """
+
+    size: tuple[int, int]
+    gray: bool
+    plain: str | None
+    several: bool
+    transparent: bool
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that cannot be used.
+
+    Attributes:
+        path: of the file.
+        kind: in a few words, to be counted.
+        cause: what is wrong with it.
+        is_promised: whether its name or content says that it is an image that can be read, so
+            that leaving it out needs to be asked for.
+    """
+
+    path: Path
+    kind: str
+    cause: str
+    is_promised: bool
+
+
+def inspect(data: bytes, *, decode: bool = True) -> Facts:
+    """Learn from an encoded image how it must be stored.
+
+    Args:
+        data: the bytes of a file.
+        decode: decode it, to find damage; False for an image that is decoded anyway.
+
+    Raises:
+        one of `DECODE_ERRORS`, to be caught by `attempt`.
+    """
+    with open_image(data) as image:
+        turned = orientation(image, data)
+        several = holds_several(image)
+        if decode:
+            image.load()
+        return Facts(
+            size=image.size[::-1] if turned < _FIRST_QUARTER_TURN else image.size,
+            gray=image.mode in GRAY_MODES,
+            plain=_plain_mode(image, turned),
+            several=several,
+            transparent=shows_background(image),
+        )
+
+
+def _plain_mode(image: Image.Image, turned: int) -> str | None:
+    # OpenCV and Pillow, with which TFDS decodes, read these alike in mode L and RGB.
+    plain = image.format in ("JPEG", "PNG") and turned == 1 and not has_alpha(image)
+    return image.mode if plain else None
+
+
+def attempt(path: Path, read: Callable[[bytes], T]) -> T | Problem:
+    """What `read` makes of a file's bytes, or why it cannot."""
+    data = b""
+    try:
+        data = path.read_bytes()
+        return read(data)
+    except UnsuitableImageError as error:
+        return Problem(path, error.kind, str(error), is_promised=error.kind != "camera raw")
+    except UnknownFormatError as error:
+        return _unknown(path, data[:HEAD], str(error))
+    except DECODE_ERRORS as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return Problem(path, "damaged", cause.partition("\n")[0], is_promised=True)
+
+
+def read_again(path: Path) -> bytes:
+    """The bytes of a file that was inspected before.
+
+    Raises:
+        InputError: it is not there any more.
+    """
+    with _as_before(path):
+        return path.read_bytes()
+
+
+def read_upright(path: Path, mode: str) -> Image.Image:
+    """The pixels of an image that was inspected before, as `image_format.upright` gives them.
+
+    Raises:
+        InputError: it is not there any more, or not as it was.
+    """
+    with _as_before(path), open_image(path.read_bytes()) as image:
+        return upright(image, mode)
+
+
+def _as_before(path: Path) -> AbstractContextManager[None]:
+    return decoding(str(path), "it has changed meanwhile; start again")
+
+
+def _unknown(path: Path, head: bytes, cause: str) -> Problem:
+    kind, content = kind_of(head, path), content_kind(head)
+    if content in FORMATS:
+        cause = f"Pillow cannot open this {content}: it is damaged or of a rare form, as of 12 bits"
+        return Problem(path, f"damaged {content}", cause, is_promised=True)
+    if content is not None:
+        cause = f"its content is {content}"
+    elif not head:
+        cause = "it is empty"
+    return Problem(path, kind, cause, is_promised=path.suffix.lower() in ENDINGS)
+
+
+def lost_links(tree: FileTree) -> list[Problem]:
+    """Links that lead nowhere, and what is no file."""
+    return [
+        Problem(path, kind, f"it is a {kind}", is_promised=path.suffix.lower() in ENDINGS)
+        for paths, kind in (
+            (tree.dangling, "link that leads nowhere"),
+            (tree.special, "pipe, socket or device"),
+        )
+        for path in paths
+    ]
+
+
+def settle(problems: Sequence[Problem], total: int, skip_unreadable: bool) -> list[str]:
+    """Refuse what cannot be used, or say what is left out.
+
+    A few files that do not promise to be images are left out: up to 5, but no more than one in
+    five, or one in a hundred where that is more, and always one. With `skip_unreadable` all are.
+
+    Args:
+        problems: the files that cannot be used.
+        total: how many files there are, these among them.
+        skip_unreadable: leave them out whatever they are and however many.
+
+    Raises:
+        InputError: names up to ten files and counts the rest.
+    """
+    if not problems:
+        return []
+    promised = [problem for problem in problems if problem.is_promised]
+    if promised and not skip_unreadable:
+        raise InputError(_refusal(promised, total))
+    kinds = _counted(problem.kind for problem in problems)
+    few = max(1, min(5, total // 5), total // 100)
+    if len(problems) > few and not skip_unreadable:
+        raise InputError(
+            f"{len(problems)} of {total} files are no images that can be read here ({kinds}), such "
+            f"as {_paths(problems)}: convert them to PNG or remove them, or {SKIP}"
+        )
+    return [f"left out {len(problems)} files ({kinds}), such as {problems[0].path}"]
+
+
+def _refusal(problems: Sequence[Problem], total: int) -> str:
+    """The complaint about files that cannot be used, of `total`; names up to ten."""
+    deep = sum(problem.kind == DEEP for problem in problems)
+    remedies = ["replace, convert or remove the file"] if deep < len(problems) else []
+    if deep:
+        remedies.append("reduce more than 8 bits to 8 with the window that suits the images")
+    remedy = f"{', '.join(remedies)}, or {SKIP}"
+    if len(problems) == 1:
+        return f"{problems[0].path} cannot be read ({problems[0].cause}): {remedy}"
+    named = ", ".join(f"{problem.path} ({problem.cause})" for problem in problems[:_NAMED])
+    more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+    remedy = remedy.replace("the file", "the files")
+    return f"{len(problems)} of {total} files cannot be read: {named}{more}: {remedy}"
+
+
+def _paths(problems: Sequence[Problem]) -> str:
+    return ", ".join(str(problem.path) for problem in problems[:3])
+
+
+def _counted(kinds: Iterable[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).most_common())
+
+
+def image_notes(images: Iterable[tuple[Path, Facts]]) -> list[str]:
+    """What was not taken over from images as it stands in their files."""
+    listed = list(images)
+    several = [path for path, facts in listed if facts.several]
+    transparent = [path for path, facts in listed if facts.transparent]
+    notes = []
+    if several:
+        notes.append(
+            f"{len(several)} files hold more than one picture, of which the first is taken, such "
+            f"as {several[0]}"
+        )
+    if transparent:
+        notes.append(
+            f"{len(transparent)} images are transparent in parts, which are {BACKGROUND} now, such "
+            f"as {transparent[0]}"
+        )
+    return notes

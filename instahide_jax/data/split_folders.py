@@ -1,0 +1,211 @@
+"""Which folders of a source are its splits, and which are its classes."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from instahide_jax.data.file_kinds import HEAD, is_image
+from instahide_jax.data.file_tree import list_folder
+from instahide_jax.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+_SPELLINGS = {
+    "train": ("train", "training", "trn"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "tst"),
+}
+_SPLIT_OF = {word: split for split, words in _SPELLINGS.items() for word in words}
+# What may follow, as in "Training Set", "test_images", "val2017".
+_AFTER = r"[\W_]*(set|data|dataset|split|images?|imgs?|folder)?"
+_NAME = re.compile(rf"[\W\d_]*({'|'.join(_SPLIT_OF)}){_AFTER}[\W\d_]*", re.IGNORECASE)
+_IF_CLASSES = "if they are the classes, move the images right into them"
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder's name means, whatever its case and usual spelling, or None."""
+    match = _NAME.fullmatch(name)
+    return _SPLIT_OF[match[1].lower()] if match else None
+
+
+def find_splits(source: Path) -> dict[str, Path]:
+    """Split -> the folder of its class folders, in the order of `SPLITS`.
+
+    A source without folders of splits is itself the folder of `train`.
+
+    Raises:
+        InputError: for folders of splits among others or without train, two of one split, and
+            for folders that seem to be splits by another name; for an image or a broken link
+            beside the folders.
+    """
+    folders = class_folders(source)
+    named = [folder for folder in folders if split_of(folder.name)]
+    others = [folder for folder in folders if not split_of(folder.name)]
+    # A lone "train" beside "car" and "bus" that holds images, not classes, is one of the classes.
+    if not named or (others and len(named) == 1 and not class_folders(named[0], loose=True)):
+        roots = {"train": source}
+    elif others:
+        raise InputError(
+            f"{source} mixes folders of splits ({_names(named)}) with others ({_names(others)}): "
+            "rename those that are none, or move them elsewhere"
+        )
+    else:
+        roots = _by_split(source, named)
+    _refuse_unnamed_splits(roots["train"])  # by whose classes those of the others are checked
+    return roots
+
+
+def _by_split(source: Path, folders: Sequence[Path]) -> dict[str, Path]:
+    roots: dict[str, Path] = {}
+    for folder in folders:
+        split = split_of(folder.name)
+        assert split is not None
+        if split in roots:
+            raise InputError(
+                f"{source} has both {roots[split].name} and {folder.name}, which mean the split "
+                f"{split}; put them together, or rename one, or move it elsewhere"
+            )
+        roots[split] = folder
+    if "train" not in roots:
+        raise InputError(
+            f"{source} has {_names(folders)} but no train folder: name one train, or give one of "
+            f"them, such as {folders[0]}"
+        )
+    return {split: roots[split] for split in SPLITS if split in roots}
+
+
+def class_folders(root: Path, *, loose: bool = False) -> list[Path]:
+    """The folders right in `root`, sorted, without those that systems make.
+
+    Raises:
+        InputError: unless `loose`, for an image or a broken link beside them: it may be part of a
+            class, or a class.
+    """
+    folders, beside = list_folder(root)
+    if not loose:
+        for link in beside.dangling:
+            raise InputError(f"{link} is a link that leads nowhere: mend or remove it")
+        for file in beside.files:
+            if _is_image(file):
+                raise InputError(
+                    f"{file} lies outside the class folders: move it into one, or elsewhere"
+                )
+    return folders
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return is_image(file.read(HEAD), path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+
+
+def _refuse_unnamed_splits(root: Path) -> None:
+    """Refuse folders that hold folders which look more like the classes than they themselves do."""
+    folders = class_folders(root)
+    inner = {folder: class_folders(folder, loose=True) for folder in folders}
+    for folder, below in inner.items():
+        if len({split_of(child.name) for child in below} - {None}) > 1:
+            raise InputError(
+                f"{folder} holds the folders of splits {_names(below)}: put the splits above the "
+                f"classes, such as {root / below[0].name / folder.name}"
+            )
+    if not folders or not all(below and not _holds_images(f) for f, below in inner.items()):
+        return
+    if len(folders) == 1:
+        raise InputError(
+            f"{root} holds the folder {folders[0].name} alone: give {folders[0]}, or move what it "
+            f"holds into {root}"
+        )
+    inner = {folder: _below_lone_folders(below) for folder, below in inner.items()}
+    kinds = [frozenset(child.name for child in below) for below in inner.values()]
+    common = max(kinds, key=len)
+    if len(common) > 1 and all(kind <= common for kind in kinds):
+        raise InputError(
+            f"all folders in {root} ({_names(folders)}) hold folders of the same names "
+            f"({_names(inner[folders[kinds.index(common)]])}), as splits do: name the splits "
+            f"train, validation and test, or give one of them, such as {folders[0]}; "
+            f"{_IF_CLASSES}"
+        )
+    if len(_mentioned(folders)) > 1:
+        raise InputError(
+            f"the folders in {root} seem to be splits ({_names(folders)}): name them train, "
+            f"validation and test, or give one of them, such as {folders[0]}; {_IF_CLASSES}"
+        )
+
+
+def _below_lone_folders(folders: list[Path]) -> list[Path]:
+    """Folders, or those below them where a folder lies alone and holds folders but no images."""
+    while len(folders) == 1 and not _holds_images(folders[0]):
+        below = class_folders(folders[0], loose=True)
+        if not below:
+            break
+        folders = below
+    return folders
+
+
+def _holds_images(folder: Path) -> bool:
+    _, beside = list_folder(folder)
+    return any(_is_image(file) for file in beside.files)
+
+
+def _mentioned(folders: Sequence[Path]) -> set[str]:
+    """The splits whose names are words of the folders' names, as in seg_train and seg_test."""
+    words = {word for f in folders for word in re.findall(r"[a-z]+", f.name.lower())}
+    return {_SPLIT_OF[word] for word in words & _SPLIT_OF.keys()}
+
+
+def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
+    """The names of the class folders of `train`, sorted; those of other splits are among them.
+
+    Raises:
+        InputError: for fewer than `at_least` (1 or 2) classes, a class that train lacks, a split
+            without classes, and a name that cannot be stored as a line of UTF-8.
+    """
+    listed = {split: [f.name for f in class_folders(root)] for split, root in roots.items()}
+    names = tuple(listed["train"])
+    if len(names) < at_least:
+        found = f"only the folder {names[0]}" if names else "no folders"
+        each = "class" if at_least == 1 else "of two or more classes"
+        raise InputError(
+            f"{roots['train']} has {found}; it needs a folder of images for each {each}"
+        )
+    for split, classes in listed.items():
+        unknown = sorted(set(classes) - set(names))
+        if unknown:
+            raise InputError(
+                f"{roots[split]} has classes that train lacks: {', '.join(unknown[:5])}; rename "
+                "them as in train, or move them elsewhere"
+            )
+        if not classes:
+            raise InputError(f"{roots[split]} has no class folders; fill or remove it")
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"the name of the class folder {roots['train'] / name} is no valid UTF-8: rename it"
+            ) from None
+        if not name.strip() or len(name.splitlines()) > 1:
+            raise InputError(
+                f"the name of a class folder in {roots['train']} is {name!r}: rename it to a line "
+                "of text"
+            )
+    return names
+
+
+def nested_note(root: Path, classes: Mapping[str, Sequence[Path]]) -> list[str]:
+    """A note where all images of all classes lie in folders below the class folders."""
+    if not all(
+        files and all(file.parent != root / name for file in files)
+        for name, files in classes.items()
+    ):
+        return []
+    return [f"the classes are the folders right in {root}, not those below them"]
+
+
+def _names(folders: Sequence[Path]) -> str:
+    more = len(folders) - 5
+    return ", ".join(folder.name for folder in folders[:5]) + (
+        f" and {more} more" if more > 0 else ""
+    )

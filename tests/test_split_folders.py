@@ -1,0 +1,176 @@
+"""instahide_jax.data.split_folders: which folders are splits, and which are classes."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from odd_images import FOREIGN, write_classes
+
+from instahide_jax.data.image_folder import arrays_from_folder, read_image_folder
+from instahide_jax.data.split_folders import find_splits, split_of
+from instahide_jax.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        (
+            "train Train TRAIN training Training trainset train_set Training-Set train_images",
+            "train",
+        ),
+        ("train2017 01_train training.data traindata trn", "train"),
+        ("test Test testing TESTING test_set test2015 testset tst", "test"),
+        ("val Val valid Valid validation VALIDATION val2017 validation_set dev", "validation"),
+        ("trainer tests_x strain testament value valuable invalid retrain device trainee", None),
+    ],
+)
+def test_spellings(names: str, split: str | None) -> None:
+    assert {name: split_of(name) for name in names.split()} == dict.fromkeys(names.split(), split)
+    assert split_of("Training Set") == "train"
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Training", "Testing"), ("Train", "Test"), ("training", "testing")]
+)
+def test_splits_are_found_in_any_spelling(train: str, test: str, tmp_path: Path) -> None:
+    """The fault of the issue: the splits became classes, and test images went into training."""
+    write_classes(tmp_path / train, 3)
+    write_classes(tmp_path / test, 2)
+    folder = read_image_folder(tmp_path)
+    assert folder.class_names == ("a", "b")
+    assert {split: len(files) for split, files in folder.splits.items()} == {"train": 6, "test": 4}
+    assert {file.path.parts[-3] for file in folder.splits["train"]} == {train}
+    assert {file.path.parts[-3] for file in folder.splits["test"]} == {test}
+
+    arrays, notes = arrays_from_folder(tmp_path)
+    assert (arrays.class_names, len(arrays.labels)) == (("a", "b"), 6)
+    assert notes == (f"read the split {train}, left out {test}",)
+    for name in ("test", test):
+        arrays, notes = arrays_from_folder(tmp_path, split=name)
+        assert len(arrays.labels) == 4
+        assert notes == (f"read the split {test}, left out {train}",)
+    with pytest.raises(InputError, match=r"no folder of the split val; choose from train, test$"):
+        arrays_from_folder(tmp_path, split="val")
+
+
+def test_labels_of_another_split_are_those_of_train(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", 2, "abc")
+    write_classes(tmp_path / "test", 1, "c")
+    arrays, _ = arrays_from_folder(tmp_path, split="test")
+    assert (arrays.labels.tolist(), arrays.num_classes) == ([2], 3)
+
+
+def refused(source: Path, message: str) -> None:
+    for read in (read_image_folder, arrays_from_folder):
+        with pytest.raises(InputError, match=message) as caught:
+            read(source)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_two_spellings_of_one_split(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", 2)
+    write_classes(tmp_path / "Training", 2)
+    refused(tmp_path, "both Training and train, which mean the split train; put them together, or")
+    (tmp_path / "Training").rename(tmp_path.parent / "elsewhere")
+    read_image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("others", [["Fold1", "Fold2"], ["A", "B", "C"], ["seg_train", "seg_test"]])
+def test_folders_of_the_same_names_are_no_classes(others: list[str], tmp_path: Path) -> None:
+    for name in others:
+        write_classes(tmp_path / name, 2)
+    write_classes(tmp_path / others[0], 2, "c")  # one of them may have a class more
+    refused(tmp_path, r"hold folders of the same names \(a, b, c\), as splits do: name the splits")
+    read_image_folder(tmp_path / others[0])  # each of the remedies works
+    (tmp_path / others[0]).rename(tmp_path / "train")
+    (tmp_path / others[1]).rename(tmp_path / "test")
+    for name in others[2:]:
+        (tmp_path / name).rename(tmp_path / "validation")
+    assert read_image_folder(tmp_path).class_names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("middle", ["x", "x/y"])  # as in seg_train/seg_train
+def test_folders_of_the_same_names_further_below(middle: str, tmp_path: Path) -> None:
+    for name in ("Fold1", "Fold2"):
+        write_classes(tmp_path / name / middle, 2)
+    refused(tmp_path, r"hold folders of the same names \(a, b\), as splits do: name the splits")
+    read_image_folder(tmp_path / "Fold1" / middle)
+
+
+def test_names_that_speak_of_splits_above_other_folders(tmp_path: Path) -> None:
+    write_classes(tmp_path / "seg_train", 2, "abc")
+    write_classes(tmp_path / "seg_test", 2, "bcd")
+    refused(tmp_path, r"seem to be splits \(seg_test, seg_train\): name them train")
+
+
+def test_classes_may_hold_folders(tmp_path: Path) -> None:
+    write_classes(tmp_path / "cat", 2, ["2019", "2020"])
+    write_classes(tmp_path / "dog", 2, ["2020", "2021"])
+    folder = read_image_folder(tmp_path)
+    assert folder.class_names == ("cat", "dog")
+    note = f"the classes are the folders right in {tmp_path}, not those below them"
+    assert note in folder.notes
+    assert note in arrays_from_folder(tmp_path).notes
+    for name in ("cat", "dog"):  # of a single name in each: the layout of Tiny ImageNet
+        shutil.rmtree(tmp_path / name)
+        write_classes(tmp_path / name, 2, ["images"])
+    assert read_image_folder(tmp_path).class_names == ("cat", "dog")
+    write_classes(tmp_path, 1, ["cat"])
+    assert note not in read_image_folder(tmp_path).notes
+
+
+def test_splits_below_the_classes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_classes(tmp_path / name, 2, ["Train", "test"])
+    refused(tmp_path, r"a holds the folders of splits Train, test: put the splits above the class")
+
+
+@pytest.mark.parametrize("above", ["data", "train"])
+def test_a_folder_alone_that_holds_the_classes(above: str, tmp_path: Path) -> None:
+    write_classes(tmp_path / above / "images", 2)
+    (tmp_path / "__MACOSX").mkdir()
+    refused(tmp_path, "holds the folder images alone: give" if above == "train" else "data alone")
+    assert read_image_folder(tmp_path / above / "images").class_names == ("a", "b")
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
+    write_classes(tmp_path, 2, ["bus", "train", "car"])
+    assert read_image_folder(tmp_path).class_names == ("bus", "car", "train")
+    write_classes(tmp_path / "train", 2)
+    refused(tmp_path, r"mixes folders of splits \(train\) with others \(bus, car\)")
+
+
+def test_a_class_folder_may_be_a_link(tmp_path: Path) -> None:
+    write_classes(tmp_path / "far", 2)
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in "ab":
+        (source / name).symlink_to(tmp_path / "far" / name)
+    assert len(arrays_from_folder(source).arrays.labels) == 4
+    (source / "c").symlink_to(tmp_path / "far" / "c")
+    refused(source, r"source/c is a link that leads nowhere: mend or remove it")
+
+
+@pytest.mark.parametrize("name", ["x", "x.jfif", "x.PNG"])
+@pytest.mark.parametrize("data", [b"\xff\xd8\xff\xe0", FOREIGN["HEIC"]], ids=["JPEG", "HEIC"])
+def test_images_beside_the_class_folders(name: str, data: bytes, tmp_path: Path) -> None:
+    write_classes(tmp_path, 2)
+    for other in ("README", "labels.csv", ".DS_Store"):
+        (tmp_path / other).write_text("x")
+    read_image_folder(tmp_path)
+    (tmp_path / name).write_bytes(data)
+    refused(tmp_path, rf"{name} lies outside the class folders: move it into one, or elsewhere$")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b" "])
+def test_class_names_that_cannot_be_stored(name: bytes, tmp_path: Path) -> None:
+    write_classes(tmp_path, 2)
+    os.rename(tmp_path / "b", os.path.join(os.fsencode(tmp_path), name))
+    refused(tmp_path, "the name of .* class folder .*: rename it")
+
+
+def test_train_is_needed(tmp_path: Path) -> None:
+    write_classes(tmp_path / "Testing", 2)
+    refused(tmp_path, "has Testing but no train folder: name one train, or give one of them, such")
+    assert find_splits(tmp_path / "Testing") == {"train": tmp_path / "Testing"}
