@@ -300,7 +300,7 @@ def test_folder_of_mixed_sizes_needs_a_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "not a file of format"),
+        (b"", "it is empty"),
         (b"no image", "not a file of format"),
         (_encode(noise(30, 30, 3))[:1500], "cannot be read"),
         (_encode(noise(5, 5).astype(np.uint16) * 200), "more than 8 bits per channel"),
