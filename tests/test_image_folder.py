@@ -80,7 +80,7 @@ def test_images_below_a_class_folder_and_strangers_in_it(tmp_path: Path) -> None
     assert folder.class_names == ("a", "b")
     assert sum(len(files) for files in folder.splits.values()) == 5
     assert folder.notes[:3] == (
-        "left out 1 folders that systems make (1 .git)",
+        "left out 1 hidden or system folders (1 .git)",
         "left out 1 hidden or system files (1 .hidden.png)",
         f"left out 1 files (1 .txt), such as {tmp_path / 'a' / 'notes.txt'}",
     )
@@ -300,7 +300,7 @@ def test_folder_of_mixed_sizes_needs_a_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "not a file of format"),
+        (b"", "it is empty"),
         (b"no image", "not a file of format"),
         (_encode(noise(30, 30, 3))[:1500], "cannot be read"),
         (_encode(noise(5, 5).astype(np.uint16) * 200), "more than 8 bits per channel"),

@@ -26,6 +26,7 @@ _SYSTEM_FILES = re.compile(
     r"|zbthumbnail\.info|synoindex_media_info",
     re.IGNORECASE,
 )
+_NAMED = 10  # names of left out files and folders that a note tells
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def tree_notes(tree: FileTree) -> list[str]:
     notes = [
         f"left out {len(paths)} {what} ({_counted(path.name for path in paths)})"
         for paths, what in (
-            (tree.system_folders, "folders that systems make"),
+            (tree.system_folders, "hidden or system folders"),
             (tree.system_files, "hidden or system files"),
         )
         if paths
@@ -150,7 +151,8 @@ def tree_notes(tree: FileTree) -> list[str]:
 def _counted(names: Iterable[str]) -> str:
     """The most frequent names and how often they come; the copies that macOS makes are one."""
     counts = Counter("._*" if name.startswith("._") else name for name in names)
-    common = counts.most_common(3)
+    common = counts.most_common(_NAMED)
     more = counts.total() - sum(count for _, count in common)
-    listed = ", ".join(f"{count} {name}" for name, count in common)
+    # A name may hold a line feed, as the one of a folder icon of macOS.
+    listed = ", ".join(f"{count} {' '.join(name.split())}" for name, count in common)
     return listed + (f" and {more} more" if more else "")

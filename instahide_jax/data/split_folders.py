@@ -104,19 +104,20 @@ def _refuse_unnamed_splits(root: Path) -> None:
     """Refuse folders that hold folders which look more like the classes than they themselves do."""
     folders = class_folders(root)
     inner = {folder: class_folders(folder, loose=True) for folder in folders}
+    above = bool(folders) and all(below and not _holds_images(f) for f, below in inner.items())
+    if above and len(folders) == 1:
+        raise InputError(
+            f"{root} holds the folder {folders[0].name} alone: give {folders[0]}, or move what it "
+            f"holds into {root}"
+        )
     for folder, below in inner.items():
         if len({split_of(child.name) for child in below} - {None}) > 1:
             raise InputError(
                 f"{folder} holds the folders of splits {_names(below)}: put the splits above the "
                 f"classes, such as {root / below[0].name / folder.name}"
             )
-    if not folders or not all(below and not _holds_images(f) for f, below in inner.items()):
+    if not above:
         return
-    if len(folders) == 1:
-        raise InputError(
-            f"{root} holds the folder {folders[0].name} alone: give {folders[0]}, or move what it "
-            f"holds into {root}"
-        )
     inner = {folder: _below_lone_folders(below) for folder, below in inner.items()}
     kinds = [frozenset(child.name for child in below) for below in inner.values()]
     common = max(kinds, key=len)
