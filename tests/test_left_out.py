@@ -121,7 +121,7 @@ def test_a_few_other_files_are_left_out_and_counted(kind: str, read: Reader, sou
     (source / "b" / "notes.txt").write_text("text")
     count, notes = read(source)
     assert count == 10
-    assert f"left out 2 files (1 {kind}, 1 .txt), such as {first}" in notes
+    assert f"left out 2 files (1 {kind}, 1 .txt): {first}, {source}/b/notes.txt" in notes
 
 
 @pytest.mark.parametrize("kind", ["HEIC", "AVIF", "DICOM", "PDF", "camera raw"])
@@ -131,14 +131,14 @@ def test_many_other_files_are_an_error_that_an_option_lifts(
     """Half of the images would be lost."""
     for index in range(5):
         (source / "a" / f"x{index}").write_bytes(FOREIGN[kind])
-    expected = (
-        f"5 of 15 files are no images that can be read here (5 {kind}), such as {source}/a/x0"
-    )
+    expected = f"5 of 15 files are no images that can be read here (5 {kind}), {source}/a/x0, "
     message = refused(read, source, expected)
     assert "pass --skip-unreadable to leave such files out" in message
     count, notes = read(source, skip_unreadable=True)
     assert count == 10
-    assert f"left out 5 files (5 {kind}), such as {source}/a/x0" in notes
+    assert (
+        f"left out 5 files (5 {kind}): " + ", ".join(f"{source}/a/x{i}" for i in range(5)) in notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,9 @@ def test_many_other_files_are_an_error_that_an_option_lifts(
 def test_how_many_are_a_few(lost: int, total: int, is_few: bool) -> None:
     problems = [Problem(Path(f"{i}.txt"), ".txt", "text", is_promised=False) for i in range(lost)]
     if is_few:
-        assert settle(problems, total, False) == [
-            f"left out {lost} files ({lost} .txt), such as 0.txt"
-        ]
+        (note,) = settle(problems, total, False)
+        assert note.startswith(f"left out {lost} files ({lost} .txt): 0.txt")
+        assert ("9.txt and 990 more" in note) == (lost == 1000)
     else:
         with pytest.raises(InputError, match=f"^{lost} of {total} files are no images"):
             settle(problems, total, False)
@@ -179,7 +179,9 @@ def test_all_damaged_files_are_named(read: Reader, source: Path) -> None:
     )
     count, notes = read(source, skip_unreadable=True)
     assert count == 7
-    assert f"left out 3 files (2 .png, 1 damaged), such as {source}/a/01.png" in notes
+    assert any(
+        n.startswith(f"left out 3 files (2 .png, 1 damaged): {source}/a/01.png, ") for n in notes
+    )
 
 
 def test_ten_damaged_files_are_named_and_the_rest_counted(read: Reader, tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_deep_images_are_refused(name: str, read: Reader, source: Path) -> None:
     assert "reduce more than 8 bits to 8 with the window that suits the images" in message
     count, notes = read(source, skip_unreadable=True)
     assert count == 10
-    assert f"left out 1 files (1 of more than 8 bits), such as {source}/a/deep" in notes
+    assert f"left out 1 files (1 of more than 8 bits): {source}/a/deep" in notes
 
 
 def test_damaged_and_deep_images_have_both_remedies(read: Reader, source: Path) -> None:
@@ -219,7 +221,7 @@ def test_raw_images_are_no_tiffs(name: str, read: Reader, source: Path) -> None:
     (source / "a" / "x.dng").write_bytes(UNSUITABLE[name])
     count, notes = read(source)
     assert count == 10
-    assert f"left out 1 files (1 camera raw), such as {source}/a/x.dng" in notes
+    assert f"left out 1 files (1 camera raw): {source}/a/x.dng" in notes
 
 
 @pytest.mark.parametrize("kind", ["HEIC", "HTML", "Git LFS pointer"])
@@ -268,7 +270,7 @@ def test_links_are_followed(read: Reader, source: Path) -> None:
 def test_links_that_lead_nowhere(read: Reader, source: Path) -> None:
     (source / "a" / "data").symlink_to(source / "nowhere")
     _, notes = read(source)
-    assert f"left out 1 files (1 link that leads nowhere), such as {source}/a/data" in notes
+    assert f"left out 1 files (1 link that leads nowhere): {source}/a/data" in notes
     (source / "a" / "x.png").symlink_to(source / "nowhere.png")
     refused(read, source, "a/x.png cannot be read (it is a link that leads nowhere)")
     assert read(source, skip_unreadable=True)[0] == 10
@@ -296,8 +298,8 @@ def test_several_pictures_in_a_file_are_told(name: str, read: Reader, source: Pa
         (source / folder / f"x{folder}").write_bytes(SEVERAL[name])
     _, notes = read(source)
     assert (
-        f"2 files hold more than one picture, of which the first is taken, such as {source}/a/xa"
-        in notes
+        "2 files hold more than one picture, of which the first is taken: "
+        f"{source}/a/xa, {source}/b/xb" in notes
     )
 
 
@@ -307,8 +309,8 @@ def test_transparency_is_told(name: str, read: Reader, source: Path) -> None:
         (source / folder / f"x{folder}").write_bytes(TRANSPARENT[name])
     (source / "a" / "opaque.png").write_bytes(encode(COLOUR.convert("RGBA"), "PNG"))
     _, notes = read(source)
-    place = f"{source}/a/xa"
-    assert f"2 images are transparent in parts, which are white now, such as {place}" in notes
+    places = f"{source}/a/xa, {source}/b/xb"
+    assert f"2 images are transparent in parts, which are white now: {places}" in notes
 
 
 def test_black_drawings_on_a_transparent_ground_are_seen(tmp_path: Path) -> None:
@@ -392,7 +394,7 @@ def test_all_commands_say_what_is_left_out(tmp_path: Path) -> None:
         assert not (tmp_path / output).exists()
         done = _command(*arguments, "--skip-unreadable")
         assert done.returncode == 0, done.stderr
-        assert b"left out 5 files (5 HEIC), such as" in done.stdout
+        assert b"left out 5 files (5 HEIC): " in done.stdout
 
 
 def test_the_option_is_of_folders_alone(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, listed
 
 # Folders of servers and systems: indices, thumbnails, recycled files, snapshots. A class may well
 # be called trash or recycled.
@@ -26,7 +26,6 @@ _SYSTEM_FILES = re.compile(
     r"|zbthumbnail\.info|synoindex_media_info",
     re.IGNORECASE,
 )
-_NAMED = 10  # names of left out files and folders that a note tells
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def tree_notes(tree: FileTree) -> list[str]:
     if tree.repeated:
         notes.append(
             f"left out {len(tree.repeated)} links to folders that are read already or contain the "
-            f"link, such as {tree.repeated[0]}"
+            f"link: {listed(tree.repeated)}"
         )
     return notes
 
@@ -151,8 +150,5 @@ def tree_notes(tree: FileTree) -> list[str]:
 def _counted(names: Iterable[str]) -> str:
     """The most frequent names and how often they come; the copies that macOS makes are one."""
     counts = Counter("._*" if name.startswith("._") else name for name in names)
-    common = counts.most_common(_NAMED)
-    more = counts.total() - sum(count for _, count in common)
     # A name may hold a line feed, as the one of a folder icon of macOS.
-    listed = ", ".join(f"{count} {' '.join(name.split())}" for name, count in common)
-    return listed + (f" and {more} more" if more else "")
+    return listed([f"{n} {' '.join(name.split())}" for name, n in counts.most_common()])

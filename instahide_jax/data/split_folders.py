@@ -6,7 +6,7 @@ from pathlib import Path
 
 from instahide_jax.data.file_kinds import HEAD, is_image
 from instahide_jax.data.file_tree import list_folder
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, listed
 
 SPLITS = ("train", "validation", "test")
 _SPELLINGS = {
@@ -163,19 +163,19 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
         InputError: for fewer than `at_least` (1 or 2) classes, a class that train lacks, a split
             without classes, and a name that cannot be stored as a line of UTF-8.
     """
-    listed = {split: [f.name for f in class_folders(root)] for split, root in roots.items()}
-    names = tuple(listed["train"])
+    found_in = {split: [f.name for f in class_folders(root)] for split, root in roots.items()}
+    names = tuple(found_in["train"])
     if len(names) < at_least:
         found = f"only the folder {names[0]}" if names else "no folders"
         each = "class" if at_least == 1 else "of two or more classes"
         raise InputError(
             f"{roots['train']} has {found}; it needs a folder of images for each {each}"
         )
-    for split, classes in listed.items():
+    for split, classes in found_in.items():
         unknown = sorted(set(classes) - set(names))
         if unknown:
             raise InputError(
-                f"{roots[split]} has classes that train lacks: {', '.join(unknown[:5])}; rename "
+                f"{roots[split]} has classes that train lacks: {listed(unknown)}; rename "
                 "them as in train, or move them elsewhere"
             )
         if not classes:
@@ -206,7 +206,4 @@ def nested_note(root: Path, classes: Mapping[str, Sequence[Path]]) -> list[str]:
 
 
 def _names(folders: Sequence[Path]) -> str:
-    more = len(folders) - 5
-    return ", ".join(folder.name for folder in folders[:5]) + (
-        f" and {more} more" if more > 0 else ""
-    )
+    return listed([folder.name for folder in folders])
