@@ -198,9 +198,10 @@ def _check_options(arguments: "EncryptArguments", kind: str, taken: tuple[str, .
     """Refuse an option that has no effect on this kind of source."""
     for name in ("split", "data_dir", "size", "skip_unreadable"):
         value = getattr(arguments, name)
-        if value not in (None, False) and name not in taken:
+        if value is not None and value is not False and name not in taken:
             option = f"--{name.replace('_', '-')}"
+            given = "given" if value is True else value
             raise InputError(
-                f"{option} is {value}, but {arguments.source} is {kind}, which has no use for it; "
+                f"{option} is {given}, but {arguments.source} is {kind}, which has no use for it; "
                 f"leave {option} out"
             )

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,12 @@ class InputError(ValueError):
     The programs print the line and exit with code 2; a traceback is reserved for bugs. Library
     users catch it as a `ValueError`.
     """
+
+
+def listed(items: Sequence[object], most: int = 10) -> str:
+    """The first items, and how many more there are."""
+    more = len(items) - most
+    return ", ".join(map(str, items[:most])) + (f" and {more} more" if more > 0 else "")
 
 
 def machine_fault(error: BaseException | None) -> str | None:

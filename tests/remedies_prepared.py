@@ -1,5 +1,6 @@
 """Cases of `remedies`: prepared data sets, what reads them, and public pools."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -126,6 +127,8 @@ def prepared_images(place: Path) -> None:
         with refused("take a part, such as train[:10%], or stream it (TfdsStream)"):
             load_arrays("tiny", "train", "d")
     load_arrays("tiny", "train[:10%]", "d")
+    with refused("which is no valid UTF-8: name another folder"):
+        load_arrays("tiny", "train", os.fsdecode(b"d\xe9"))
     with refused("mount or copy the bucket"):
         load_arrays("tiny", "train", "gs://bucket/d")
     path = place / "d" / "mixed" / "1.0.0"

@@ -263,6 +263,7 @@ _IMAGES = np.zeros((2, 3, 3, 1), np.uint8)
         ({"image": _IMAGES, "label": np.array([[-1], [0]])}, "label 0 is -1: must be at least 0"),
         ({"image": _IMAGES, "label": np.array([[0.9, 0.1], [0, 1]])}, "row 0 is not one-hot: give"),
         ({"image": _IMAGES, "label": np.array([[0, 1], [0, 0]])}, "row 1 is not one-hot: give one"),
+        ({"image": _IMAGES, "label": np.array([[0, 1], [1, 0.5]])}, "row 1 is not one-hot"),
         ({"image": _IMAGES, "label": np.array([[0, 1], [1, 1]])}, "row 1 is not one-hot"),
         ({"image": _IMAGES, "label": np.array([[0, np.nan], [0, 1]])}, "row 0 is not one-hot"),
         (

@@ -278,7 +278,7 @@ WRONG = {
     "data.npz --size 0": "size is 0: must be at least 1",
     "floats.npz --size 8": "size is 8, but the images are float32, and only uint8 is scaled: conv",
     "photos --split train": "split is train, but photos has no folders of splits; leave --split",
-    "data.npz --skip-unreadable": "--skip-unreadable is True, but data.npz is a .npz file",
+    "data.npz --skip-unreadable": "--skip-unreadable is given, but data.npz is a .npz file",
     "photos --data-dir empty": "--data-dir is empty, but photos is a folder",
     "data.npz --split test": "--split is test, but data.npz is a .npz file",
     "data.npz --data-dir empty": "--data-dir is empty, but data.npz is a .npz file",

@@ -41,7 +41,7 @@ def test_folders_of_systems_are_left_out_at_every_depth(name: str, tmp_path: Pat
     assert found(tmp_path) == ["1.png", "a/2.png"]
     tree = walk(tmp_path)
     assert set(tree.system_folders) == {tmp_path / name, tmp_path / "a" / name}
-    assert tree_notes(tree) == [f"left out 2 folders that systems make (2 {name})"]
+    assert tree_notes(tree) == [f"left out 2 hidden or system folders (2 {name})"]
     assert list_folder(tmp_path)[0] == [tmp_path / "a"]
 
 
@@ -56,12 +56,15 @@ def test_classes_may_have_names_like_these(name: str, tmp_path: Path) -> None:
 def test_hidden_files_and_those_of_systems_are_counted(tmp_path: Path) -> None:
     hidden = ("._1.png", "._2.png", ".DS_Store", "Thumbs.db", "desktop.ini", "~$x.doc", "Icon\r")
     make(tmp_path, "1.png", *hidden)
+    make(tmp_path, *(f".{index}/x.png" for index in range(12)))
     tree = walk(tmp_path)
     assert found(tmp_path) == ["1.png"]
     assert len(tree.system_files) == len(hidden)
-    assert tree_notes(tree) == [
-        "left out 7 hidden or system files (2 ._*, 1 .DS_Store, 1 Icon\r and 3 more)"
-    ]
+    folders, files = tree_notes(tree)
+    assert folders.startswith("left out 12 hidden or system folders (1 .0, 1 .1, 1 .10, ")
+    assert folders.endswith(", 1 .7 and 2 more)")
+    names = "2 ._*, 1 .DS_Store, 1 Icon, 1 Thumbs.db, 1 desktop.ini, 1 ~$x.doc"
+    assert files == f"left out 7 hidden or system files ({names})"
 
 
 def test_links_are_followed(tmp_path: Path) -> None:

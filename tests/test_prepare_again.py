@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from odd_images import TRANSPARENT
 from original_files import (
     cifar10_binary,
     cifar_images,
@@ -26,6 +27,7 @@ from test_movie_reviews import package  # noqa: F401 (a fixture)
 from tiny_glue import TINY, write, zipped
 
 from instahide_jax import cli
+from instahide_jax.data import image_folder
 from instahide_jax.data import prepare as prepare_module
 from instahide_jax.data.content import RECORD, Content, SplitContent, differences, digest
 from instahide_jax.data.prepare import prepare
@@ -216,6 +218,24 @@ def test_images_of_your_own_again(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--overwrite needs the images of rainy_days again: give"):
         prepare("rainy_days", None, root, overwrite=True)
     assert prepare("rainy_days", source, root, overwrite=True).built
+
+
+def test_another_background_gives_other_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a data set of an earlier version, which took what is transparent for black."""
+    source, root = photos(tmp_path / "source"), tmp_path / "tfds"
+    assert prepare("rainy_days", source, root).built
+    monkeypatch.setattr(image_folder, "BACKGROUND", "black")
+    assert not prepare("rainy_days", source, root).built  # none is transparent
+    monkeypatch.undo()
+    place = next(path for path in source.iterdir() if path.is_dir())
+    (place / "drawing.png").write_bytes(TRANSPARENT["rgba png"])
+    assert prepare("rainy_days", source, root, overwrite=True).built
+    assert not prepare("rainy_days", source, root).built
+    monkeypatch.setattr(image_folder, "BACKGROUND", "black")
+    with pytest.raises(InputError, match=r"as many examples as the source but others"):
+        prepare("rainy_days", source, root)
 
 
 def test_what_tfds_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,13 @@ def test_a_folder_alone_that_holds_the_classes(above: str, tmp_path: Path) -> No
     assert read_image_folder(tmp_path / above / "images").class_names == ("a", "b")
 
 
+def test_a_folder_alone_that_holds_the_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_classes(tmp_path / "data" / split, 2)
+    refused(tmp_path, f"holds the folder data alone: give {tmp_path}/data, or move")
+    assert set(read_image_folder(tmp_path / "data").splits) == {"train", "test"}
+
+
 def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
     write_classes(tmp_path, 2, ["bus", "train", "car"])
     assert read_image_folder(tmp_path).class_names == ("bus", "car", "train")

@@ -414,8 +414,8 @@ def test_pictures_that_are_not_taken_over_are_told(tmp_path, caplog):
     load_arrays("tiny", "train", str(tmp_path), 4)
     assert caplog.messages == [
         f"tiny/1.0.0[train]: {len(several)} images hold more than one picture, of which the first "
-        "is taken, such as 1",
-        "tiny/1.0.0[train]: 1 images are transparent in parts, which are white now, such as "
+        "is taken: " + ", ".join(str(1 + i) for i in range(len(several))),
+        "tiny/1.0.0[train]: 1 images are transparent in parts, which are white now: "
         f"{1 + len(several)}",
     ]
     caplog.clear()

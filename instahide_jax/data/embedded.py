@@ -82,7 +82,7 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
     if images.ndim != 4:
         raise InputError(
             f"images have shape {images.shape}: expected 4 dimensions [N, H, W, C] "
-            "(for greyscale add a last axis of length 1)"
+            "(reshape flat images; for greyscale add a last axis of length 1)"
         )
     if labels.ndim != 1:
         raise InputError(f"labels have shape {labels.shape}: expected one integer per image, [N]")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, listed
 
 # Folders of servers and systems: indices, thumbnails, recycled files, snapshots. A class may well
 # be called trash or recycled.
@@ -134,7 +134,7 @@ def tree_notes(tree: FileTree) -> list[str]:
     notes = [
         f"left out {len(paths)} {what} ({_counted(path.name for path in paths)})"
         for paths, what in (
-            (tree.system_folders, "folders that systems make"),
+            (tree.system_folders, "hidden or system folders"),
             (tree.system_files, "hidden or system files"),
         )
         if paths
@@ -142,7 +142,7 @@ def tree_notes(tree: FileTree) -> list[str]:
     if tree.repeated:
         notes.append(
             f"left out {len(tree.repeated)} links to folders that are read already or contain the "
-            f"link, such as {tree.repeated[0]}"
+            f"link: {listed(tree.repeated)}"
         )
     return notes
 
@@ -150,7 +150,5 @@ def tree_notes(tree: FileTree) -> list[str]:
 def _counted(names: Iterable[str]) -> str:
     """The most frequent names and how often they come; the copies that macOS makes are one."""
     counts = Counter("._*" if name.startswith("._") else name for name in names)
-    common = counts.most_common(3)
-    more = counts.total() - sum(count for _, count in common)
-    listed = ", ".join(f"{count} {name}" for name, count in common)
-    return listed + (f" and {more} more" if more else "")
+    # A name may hold a line feed, as the one of a folder icon of macOS.
+    return listed([f"{n} {' '.join(name.split())}" for name, n in counts.most_common()])

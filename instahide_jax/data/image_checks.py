@@ -26,13 +26,12 @@ from instahide_jax.data.image_format import (
     shows_background,
     upright,
 )
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, listed
 
 T = TypeVar("T")
 
 # Exif orientations from this one on exchange height and width.
 _FIRST_QUARTER_TURN = 5
-_NAMED = 10  # files that a message names
 SKIP = "pass --skip-unreadable to leave such files out"
 
 
@@ -190,10 +189,10 @@ def settle(problems: Sequence[Problem], total: int, skip_unreadable: bool) -> li
     few = max(1, min(5, total // 5), total // 100)
     if len(problems) > few and not skip_unreadable:
         raise InputError(
-            f"{len(problems)} of {total} files are no images that can be read here ({kinds}), such "
-            f"as {_paths(problems)}: convert them to PNG or remove them, or {SKIP}"
+            f"{len(problems)} of {total} files are no images that can be read here ({kinds}), "
+            f"{_paths(problems)}: convert them to PNG or remove them, or {SKIP}"
         )
-    return [f"left out {len(problems)} files ({kinds}), such as {problems[0].path}"]
+    return [f"left out {len(problems)} files ({kinds}): {_paths(problems)}"]
 
 
 def _refusal(problems: Sequence[Problem], total: int) -> str:
@@ -205,14 +204,13 @@ def _refusal(problems: Sequence[Problem], total: int) -> str:
     remedy = f"{', '.join(remedies)}, or {SKIP}"
     if len(problems) == 1:
         return f"{problems[0].path} cannot be read ({problems[0].cause}): {remedy}"
-    named = ", ".join(f"{problem.path} ({problem.cause})" for problem in problems[:_NAMED])
-    more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+    named = listed([f"{problem.path} ({problem.cause})" for problem in problems])
     remedy = remedy.replace("the file", "the files")
-    return f"{len(problems)} of {total} files cannot be read: {named}{more}: {remedy}"
+    return f"{len(problems)} of {total} files cannot be read: {named}: {remedy}"
 
 
 def _paths(problems: Sequence[Problem]) -> str:
-    return ", ".join(str(problem.path) for problem in problems[:3])
+    return listed([problem.path for problem in problems])
 
 
 def _counted(kinds: Iterable[str]) -> str:
@@ -221,18 +219,18 @@ def _counted(kinds: Iterable[str]) -> str:
 
 def image_notes(images: Iterable[tuple[Path, Facts]]) -> list[str]:
     """What was not taken over from images as it stands in their files."""
-    listed = list(images)
-    several = [path for path, facts in listed if facts.several]
-    transparent = [path for path, facts in listed if facts.transparent]
+    found = list(images)
+    several = [path for path, facts in found if facts.several]
+    transparent = [path for path, facts in found if facts.transparent]
     notes = []
     if several:
         notes.append(
-            f"{len(several)} files hold more than one picture, of which the first is taken, such "
-            f"as {several[0]}"
+            f"{len(several)} files hold more than one picture, of which the first is taken: "
+            f"{listed(several)}"
         )
     if transparent:
         notes.append(
-            f"{len(transparent)} images are transparent in parts, which are {BACKGROUND} now, such "
-            f"as {transparent[0]}"
+            f"{len(transparent)} images are transparent in parts, which are {BACKGROUND} now: "
+            f"{listed(transparent)}"
         )
     return notes

@@ -27,7 +27,7 @@ from instahide_jax.data.image_checks import (
     read_upright,
     settle,
 )
-from instahide_jax.data.image_format import FORMATS, open_image, upright
+from instahide_jax.data.image_format import BACKGROUND, FORMATS, open_image, upright
 from instahide_jax.data.split_folders import class_names, find_splits, nested_note, split_of
 from instahide_jax.errors import InputError
 from instahide_jax.metrics import progress
@@ -37,12 +37,21 @@ _HOLD_OUT = 10
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image of a split; `key` is unique in it, `stored` tells whether its bytes are kept."""
+    """An image of a split.
+
+    Attributes:
+        path: where it is.
+        key: unique in the split.
+        label: index of its class.
+        stored: whether its bytes are kept.
+        background: what shows through where it is transparent, "" for an opaque image.
+    """
 
     path: Path
     key: bytes
     label: int
     stored: bool
+    background: str
 
 
 @dataclass(frozen=True)
@@ -283,6 +292,7 @@ def _assemble(
                 os.fsencode(f"{split}/{path.relative_to(source)}"),
                 class_names.index(name),
                 facts[path].plain == _mode(channels),
+                BACKGROUND if facts[path].transparent else "",
             )
             for name in class_names
             for path in classes.get(name, ())

@@ -144,12 +144,16 @@ def _prepare_folder(
 
 
 def _file_content(split: str, files: Sequence[ImageFile]) -> SplitContent:
-    """Of the files as they are, not of what is stored, which may depend on a version of Pillow."""
+    """Of the files as they are, not of what is stored, which may depend on a version of Pillow.
+
+    And of the background of those that are transparent, which is not in the files.
+    """
 
     def parts() -> Iterator[bytes | str]:
         for file in progress(files, f"sums of {split}", len(files), " images"):
-            yield from (file.key, str(file.label))
-            yield read_again(file.path)
+            yield from (file.key, str(file.label), read_again(file.path))
+            if file.background:
+                yield file.background
 
     return SplitContent(len(files), digest(parts()))
 

@@ -122,8 +122,9 @@ class TfdsStream(DataConfig):
     """A prepared TFDS classification data set that is read and decoded as training goes on.
 
     Images are resized so that the shorter side has `resize` pixels, and cropped to the centre
-    square. The fingerprint of the run covers name, version, splits and the files' sizes, not every
-    byte.
+    square. Of several pictures in a record the first is taken, and what is transparent becomes
+    white, of which nothing tells here: `load_arrays`, which reads all records first, warns. The
+    fingerprint of the run covers name, version, splits and the files' sizes, not every byte.
 
     Attributes:
       name: TFDS name.

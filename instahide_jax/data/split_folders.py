@@ -6,7 +6,7 @@ from pathlib import Path
 
 from instahide_jax.data.file_kinds import HEAD, is_image
 from instahide_jax.data.file_tree import list_folder
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, listed
 
 SPLITS = ("train", "validation", "test")
 _SPELLINGS = {
@@ -104,19 +104,20 @@ def _refuse_unnamed_splits(root: Path) -> None:
     """Refuse folders that hold folders which look more like the classes than they themselves do."""
     folders = class_folders(root)
     inner = {folder: class_folders(folder, loose=True) for folder in folders}
+    above = bool(folders) and all(below and not _holds_images(f) for f, below in inner.items())
+    if above and len(folders) == 1:
+        raise InputError(
+            f"{root} holds the folder {folders[0].name} alone: give {folders[0]}, or move what it "
+            f"holds into {root}"
+        )
     for folder, below in inner.items():
         if len({split_of(child.name) for child in below} - {None}) > 1:
             raise InputError(
                 f"{folder} holds the folders of splits {_names(below)}: put the splits above the "
                 f"classes, such as {root / below[0].name / folder.name}"
             )
-    if not folders or not all(below and not _holds_images(f) for f, below in inner.items()):
+    if not above:
         return
-    if len(folders) == 1:
-        raise InputError(
-            f"{root} holds the folder {folders[0].name} alone: give {folders[0]}, or move what it "
-            f"holds into {root}"
-        )
     inner = {folder: _below_lone_folders(below) for folder, below in inner.items()}
     kinds = [frozenset(child.name for child in below) for below in inner.values()]
     common = max(kinds, key=len)
@@ -162,19 +163,19 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
         InputError: for fewer than `at_least` (1 or 2) classes, a class that train lacks, a split
             without classes, and a name that cannot be stored as a line of UTF-8.
     """
-    listed = {split: [f.name for f in class_folders(root)] for split, root in roots.items()}
-    names = tuple(listed["train"])
+    found_in = {split: [f.name for f in class_folders(root)] for split, root in roots.items()}
+    names = tuple(found_in["train"])
     if len(names) < at_least:
         found = f"only the folder {names[0]}" if names else "no folders"
         each = "class" if at_least == 1 else "of two or more classes"
         raise InputError(
             f"{roots['train']} has {found}; it needs a folder of images for each {each}"
         )
-    for split, classes in listed.items():
+    for split, classes in found_in.items():
         unknown = sorted(set(classes) - set(names))
         if unknown:
             raise InputError(
-                f"{roots[split]} has classes that train lacks: {', '.join(unknown[:5])}; rename "
+                f"{roots[split]} has classes that train lacks: {listed(unknown)}; rename "
                 "them as in train, or move them elsewhere"
             )
         if not classes:
@@ -205,7 +206,4 @@ def nested_note(root: Path, classes: Mapping[str, Sequence[Path]]) -> list[str]:
 
 
 def _names(folders: Sequence[Path]) -> str:
-    more = len(folders) - 5
-    return ", ".join(folder.name for folder in folders[:5]) + (
-        f" and {more} more" if more > 0 else ""
-    )
+    return listed([folder.name for folder in folders])

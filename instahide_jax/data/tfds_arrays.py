@@ -18,11 +18,10 @@ from instahide_jax.data.tfds_io import (
     read_example,
     record_files,
 )
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, listed
 from instahide_jax.metrics import progress, progress_bar
 
 _log = logging.getLogger(__name__)
-_NAMED = 10  # damaged records that a message names
 _THREADS_FROM = 96 * 96  # pixels of an image from which several threads decode faster
 
 
@@ -85,8 +84,8 @@ def _decode_all(opened: Split, size: int | None) -> Arrays:
         (transparent, f"are transparent in parts, which are {BACKGROUND} now"),
     ):
         if found.any():
-            first = opened.record(int(np.argmax(found)))
-            _log.warning("%s: %d images %s, such as %d", opened.name, found.sum(), what, first)
+            records = [opened.record(int(index)) for index in np.flatnonzero(found)]
+            _log.warning("%s: %d images %s: %s", opened.name, len(records), what, listed(records))
     return make_arrays(images, labels, opened.num_classes, opened.class_names)
 
 
@@ -105,11 +104,9 @@ def _name_damaged(opened: Split, first: DamagedRecordError) -> str:
             continue
     if len(numbers) < 2:
         return str(first)
-    named = zip(numbers[:_NAMED], causes, strict=False)
-    listed = ", ".join(f"{number} ({cause})" for number, cause in named)
-    more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+    named = listed([f"{n} ({cause})" for n, cause in zip(numbers, causes, strict=True)])
     files = record_files(opened.source, numbers[0], numbers[-1] + 1)
     return (
         f"{files}, {opened.name}: {len(numbers)} of {total} records cannot be decoded: "
-        f"{listed}{more}: {ANEW}"
+        f"{named}: {ANEW}"
     )

@@ -175,13 +175,24 @@ def split_files(builder: Any, name: str, split: str) -> tuple[int, list[Path]]:
 
 
 def data_root(data_dir: str | Path | None) -> Path:
-    """The TFDS folder: `data_dir`, or what the environment names now, or TFDS' own default."""
+    """The TFDS folder: `data_dir`, or what the environment names now, or TFDS' own default.
+
+    Raises:
+      InputError: for a bucket, or a path that is no valid UTF-8, which array_record does not take.
+    """
     if data_dir is None:
         data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = str(data_dir)
     if "://" in root:
         raise InputError(f"data_dir is {root!r}: must be a local folder; mount or copy the bucket")
-    return user_path(root, "data_dir")
+    path = user_path(root, "data_dir")
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"data_dir is {path.absolute()}, which is no valid UTF-8: name another folder"
+        ) from None
+    return path
 
 
 def _find_prepared(name: str, root: Path) -> Path:
