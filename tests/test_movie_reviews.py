@@ -217,6 +217,7 @@ def test_damaged_lines(content: bytes, message: str, tmp_path: Path) -> None:
             r"^cannot read .*v\.tar\.gz/hutto_ICWSM_2014\.tar\.gz as \.tar\.gz",
         ),
     ],
+    ids=["no archive", "without the data", "without a file", "damaged within"],
 )
 def test_damaged_archives(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "v.tar.gz"
