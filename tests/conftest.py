@@ -3,9 +3,9 @@
 import gc
 import os
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+from xla_flags import EIGHT_DEVICES
+
+os.environ["XLA_FLAGS"] = f"{EIGHT_DEVICES} {os.environ.get('XLA_FLAGS', '')}"  # the last one holds
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax

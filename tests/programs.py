@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from xla_flags import QUICK
 
 from instahide_jax import cli
 from instahide_jax.checkpoint import Checkpoints
@@ -105,7 +106,7 @@ class Place:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-        self.environment = os.environ | cache | {"XLA_FLAGS": "", "PYTHONDONTWRITEBYTECODE": "1"}
+        self.environment = os.environ | cache | {"XLA_FLAGS": QUICK, "PYTHONDONTWRITEBYTECODE": "1"}
 
     def within(self, name):
         """The same, seen from a folder within."""

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from programs import ROOT, Place, call
+from xla_flags import EIGHT_DEVICES
 
 __all__ = ["call"]  # a fixture
 
@@ -108,7 +109,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(case, place, call, tmp_path,
         (
             "train.py",
             ("tiny.py", "--batch-size", "20"),
-            {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+            {"XLA_FLAGS": EIGHT_DEVICES},
             "batch_size is 20, which 8 devices cannot share evenly; use 16 or 24",
         ),
         ("eval.py", ("nowhere",), {}, "nowhere is no run folder"),
