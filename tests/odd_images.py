@@ -25,6 +25,15 @@ def deep(suffix: str, channels: int) -> bytes:
     return data.tobytes()
 
 
+def four_bit_bmp() -> bytes:
+    """6 x 8 pixels, the first of 16 colours, which is white."""
+    palette, pixels = b"\xff\xff\xff\0" + bytes(60), bytes(6 * 4)
+    start = 14 + 40 + len(palette)
+    sizes = struct.pack("<IiiHHIIiiII", 40, 8, 6, 1, 4, 0, len(pixels), 0, 0, 16, 0)
+    head = b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start)
+    return head + sizes + palette + pixels
+
+
 COLOUR = Image.fromarray(np.indices((3, 6, 8)).sum(0).astype(np.uint8).transpose(1, 2, 0) * 15)
 _TINY = Image.new("RGB", (8, 6))
 # Pixels of more than 8 bits, which Pillow cuts off or refuses.
@@ -49,13 +58,13 @@ SHALLOW = {
     "1-bit png": encode(Image.new("1", (8, 6), 1), "PNG"),
     "2-bit png": encode(Image.new("P", (8, 6), 1), "PNG", bits=2),
     "1-bit tiff": encode(Image.new("1", (8, 6), 1), "TIFF"),
-    "4-bit bmp": encode(Image.new("P", (8, 6), 1), "BMP"),
+    "4-bit bmp": four_bit_bmp(),
     "plain pbm": b"P1\n2 1\n0 1\n",
     "4-bit pgm": b"P5 2 1 15\n" + bytes([0, 15]),
     "8-bit ppm": b"P6 #c\n2 1 255\n" + bytes(6),
     "cmyk jpeg": encode(_TINY.convert("CMYK"), "JPEG"),
     "cmyk tiff": encode(_TINY.convert("CMYK"), "TIFF"),
-    "ycbcr tiff": encode(_TINY.convert("YCbCr"), "TIFF"),
+    "ycbcr tiff": encode(_TINY.convert("YCbCr"), "TIFF", compression="tiff_lzw"),
 }
 # Of 8 bits, and yet not what Pillow reads of them.
 UNSUITABLE = {

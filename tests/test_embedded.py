@@ -197,7 +197,8 @@ def test_decode_image_scales_the_shorter_side_and_crops_the_centre():
     for data in (_encode(wide), wide):
         np.testing.assert_array_equal(decode_image(data, 3, 4), scaled[:, 4:8])
     tall = wide.swapaxes(0, 1)
-    np.testing.assert_array_equal(decode_image(tall, 3, 4), scaled.swapaxes(0, 1)[4:8])
+    turned = scaled.swapaxes(0, 1)[4:8].astype(int)
+    assert abs(decode_image(tall, 3, 4) - turned).max() <= 1  # Pillow rounds one axis first
     checks = np.indices((64, 64)).sum(0).astype(np.uint8) % 2 * 255
     smooth = decode_image(_encode(checks), 1, 8)  # antialiased: the mean, not one of the pixels
     assert abs(smooth.astype(int) - 127).max() < 3
