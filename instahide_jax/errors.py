@@ -37,6 +37,11 @@ def listed(items: Sequence[object], most: int = 10) -> str:
     return ", ".join(map(str, items[:most])) + (f" and {more} more" if more > 0 else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 file", "2 files"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def machine_fault(error: BaseException | None) -> str | None:
     """What a user mends at the machine, such as "No space left on device"; None of other errors.
 

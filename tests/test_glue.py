@@ -112,7 +112,7 @@ def test_rows_that_tfds_leaves_out(tmp_path: Path) -> None:
     assert notes[0] == "left out 2 rows of train.tsv without text or label"
     splits, notes = read_glue(GLUE["mrpc"], write(tmp_path / "mrpc", TINY["mrpc"]))
     assert [example["idx"] for example in splits["train"]] == [0, 2]
-    assert notes[0] == "left out 1 rows of train.tsv without text or label"
+    assert notes[0] == "left out 1 row of train.tsv without text or label"
 
 
 def test_labels_as_others_write_them(tmp_path: Path) -> None:

@@ -80,9 +80,9 @@ def test_images_below_a_class_folder_and_strangers_in_it(tmp_path: Path) -> None
     assert folder.class_names == ("a", "b")
     assert sum(len(files) for files in folder.splits.values()) == 5
     assert folder.notes[:3] == (
-        "left out 1 hidden or system folders (1 .git)",
-        "left out 1 hidden or system files (1 .hidden.png)",
-        f"left out 1 files (1 .txt): {tmp_path / 'a' / 'notes.txt'}",
+        "left out 1 hidden or system folder (1 .git)",
+        "left out 1 hidden or system file (1 .hidden.png)",
+        f"left out 1 file (1 .txt): {tmp_path / 'a' / 'notes.txt'}",
     )
 
 

@@ -29,7 +29,7 @@ from instahide_jax.data.image_folder import arrays_from_folder, read_image_folde
 from instahide_jax.data.prepare import prepare
 from instahide_jax.data.public_pool import PoolParameters, build_public_pool
 from instahide_jax.data.tfds_arrays import load_arrays
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, counted
 
 Reader = Callable[..., tuple[int, tuple[str, ...]]]  # number of images, notes
 
@@ -147,7 +147,7 @@ def test_how_many_are_a_few(lost: int, total: int, is_few: bool) -> None:
     problems = [Problem(Path(f"{i}.txt"), ".txt", "text", is_promised=False) for i in range(lost)]
     if is_few:
         (note,) = settle(problems, total, False)
-        assert note.startswith(f"left out {lost} files ({lost} .txt): 0.txt")
+        assert note.startswith(f"left out {counted(lost, 'file')} ({lost} .txt): 0.txt")
         assert ("9.txt and 990 more" in note) == (lost == 1000)
     else:
         with pytest.raises(InputError, match=f"^{lost} of {total} files are no images"):
@@ -198,7 +198,7 @@ def test_deep_images_are_refused(name: str, read: Reader, source: Path) -> None:
     assert "reduce more than 8 bits to 8 with the window that suits the images" in message
     count, notes = read(source, skip_unreadable=True)
     assert count == 10
-    assert f"left out 1 files (1 of more than 8 bits): {source}/a/deep" in notes
+    assert f"left out 1 file (1 of more than 8 bits): {source}/a/deep" in notes
 
 
 def test_damaged_and_deep_images_have_both_remedies(read: Reader, source: Path) -> None:
@@ -218,7 +218,7 @@ def test_raw_images_are_no_tiffs(name: str, read: Reader, source: Path) -> None:
     (source / "a" / "x.dng").write_bytes(UNSUITABLE[name])
     count, notes = read(source)
     assert count == 10
-    assert f"left out 1 files (1 camera raw): {source}/a/x.dng" in notes
+    assert f"left out 1 file (1 camera raw): {source}/a/x.dng" in notes
 
 
 @pytest.mark.parametrize("kind", ["HEIC", "HTML", "Git LFS pointer"])
@@ -261,13 +261,13 @@ def test_links_are_followed(read: Reader, source: Path) -> None:
     (source / "a" / "up").symlink_to(source)
     count, notes = read(source)
     assert count == 14
-    assert any("links to folders that are read already" in note for note in notes)
+    assert any("link to what is read already" in note for note in notes)
 
 
 def test_links_that_lead_nowhere(read: Reader, source: Path) -> None:
     (source / "a" / "data").symlink_to(source / "nowhere")
     _, notes = read(source)
-    assert f"left out 1 files (1 link that leads nowhere): {source}/a/data" in notes
+    assert f"left out 1 file (1 link that leads nowhere): {source}/a/data" in notes
     (source / "a" / "x.png").symlink_to(source / "nowhere.png")
     refused(read, source, "a/x.png cannot be read (it is a link that leads nowhere)")
     assert read(source, skip_unreadable=True)[0] == 10
@@ -295,7 +295,7 @@ def test_several_pictures_in_a_file_are_told(name: str, read: Reader, source: Pa
         (source / folder / f"x{folder}").write_bytes(SEVERAL[name])
     _, notes = read(source)
     assert (
-        "2 files hold more than one picture, of which the first is taken: "
+        "2 files with more than one picture, of which the first is taken: "
         f"{source}/a/xa, {source}/b/xb" in notes
     )
 
@@ -307,7 +307,7 @@ def test_transparency_is_told(name: str, read: Reader, source: Path) -> None:
     (source / "a" / "opaque.png").write_bytes(encode(COLOUR.convert("RGBA"), "PNG"))
     _, notes = read(source)
     places = f"{source}/a/xa, {source}/b/xb"
-    assert f"2 images are transparent in parts, which are white now: {places}" in notes
+    assert f"2 images with transparent parts, which are white now: {places}" in notes
 
 
 def test_black_drawings_on_a_transparent_ground_are_seen(tmp_path: Path) -> None:

@@ -379,7 +379,7 @@ def test_small_photos_are_passed_over_and_counted(photos: Path, tmp_path: Path) 
     textured(3, 60, 500).save(photos / "small.png")
     result = build_public_pool(photos, tmp_path / "p.npy", SMALL)
     assert result.skipped == ("small.png",)
-    assert "; 1 photos are too small; left out 1 files (1 .txt): " in str(result)
+    assert "; 1 photo too small; left out 1 file (1 .txt): " in str(result)
     assert record(tmp_path / "p.npy")["photos"][-1]["too_small"]
     with pytest.raises(InputError, match=r"0 tried in 0 photos \(4 more are smaller than 300 pix"):
         build_public_pool(photos, tmp_path / "q.npy", PoolParameters(test_size=300))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import recipe_data
 import tensorflow_datasets as tfds
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from programs import ROOT
 
 from instahide_jax import image_task, insecure_secret, text_task
@@ -46,14 +47,19 @@ def place(tmp_path_factory):
     for config, where in (("glue", BERT_BASE), ("movie_reviews", MINILM)):
         encoder = small(load_config(f"{ROOT}/configs/{config}.py").encoder)
         recipe_data.write_weights(folder / where, encoder)
-    # Many recipes differ in their data alone: their programs are compiled once.
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         patch.setenv("TFDS_DATA_DIR", str(sets))
+        keep_programs(str(folder / "compiled"))  # many recipes differ in their data alone
         yield
-    jax.config.update("jax_compilation_cache_dir", None)
+        keep_programs(None)
+
+
+def keep_programs(folder):
+    """Keep what is compiled from now on in a folder, or nowhere."""
+    jax.config.update("jax_compilation_cache_dir", folder)
+    reset_cache()
 
 
 def small(encoder):

@@ -413,9 +413,9 @@ def test_pictures_that_are_not_taken_over_are_told(tmp_path, caplog):
     _prepare(tmp_path, "tiny", {"train": examples}, shape=(None, None, 3))
     load_arrays("tiny", "train", str(tmp_path), 4)
     assert caplog.messages == [
-        f"tiny/1.0.0[train]: {len(several)} images hold more than one picture, of which the first "
+        f"tiny/1.0.0[train]: {len(several)} images with more than one picture, of which the first "
         "is taken: " + ", ".join(str(1 + i) for i in range(len(several))),
-        "tiny/1.0.0[train]: 1 images are transparent in parts, which are white now: "
+        "tiny/1.0.0[train]: 1 image with transparent parts, which are white now: "
         f"{1 + len(several)}",
     ]
     caplog.clear()

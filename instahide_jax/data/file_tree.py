@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 
-from instahide_jax.errors import InputError, listed
+from instahide_jax.errors import InputError, counted, listed
 
 # Folders of servers and systems: indices, thumbnails, recycled files, snapshots. A class may well
 # be called trash or recycled.
@@ -132,17 +132,17 @@ def _identity(folder: Path) -> tuple[int, int]:
 def tree_notes(tree: FileTree) -> list[str]:
     """What a user should know of a tree that was read: what was passed over."""
     notes = [
-        f"left out {len(paths)} {what} ({_counted(path.name for path in paths)})"
+        f"left out {counted(len(paths), what)} ({_counted(path.name for path in paths)})"
         for paths, what in (
-            (tree.system_folders, "hidden or system folders"),
-            (tree.system_files, "hidden or system files"),
+            (tree.system_folders, "hidden or system folder"),
+            (tree.system_files, "hidden or system file"),
         )
         if paths
     ]
     if tree.repeated:
         notes.append(
-            f"left out {len(tree.repeated)} links to folders that are read already or contain the "
-            f"link: {listed(tree.repeated)}"
+            f"left out {counted(len(tree.repeated), 'link')} to what is read already or contains "
+            f"the link: {listed(tree.repeated)}"
         )
     return notes
 

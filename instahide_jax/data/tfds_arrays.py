@@ -18,7 +18,7 @@ from instahide_jax.data.tfds_io import (
     read_example,
     record_files,
 )
-from instahide_jax.errors import InputError, listed
+from instahide_jax.errors import InputError, counted, listed
 from instahide_jax.metrics import progress, progress_bar
 
 _log = logging.getLogger(__name__)
@@ -80,12 +80,13 @@ def _decode_all(opened: Split, size: int | None) -> Arrays:
         for count in pool.map(decode, range(0, total, 256)):
             bar.update(count)
     for found, what in (
-        (several, "hold more than one picture, of which the first is taken"),
-        (transparent, f"are transparent in parts, which are {BACKGROUND} now"),
+        (several, "with more than one picture, of which the first is taken"),
+        (transparent, f"with transparent parts, which are {BACKGROUND} now"),
     ):
         if found.any():
             records = [opened.record(int(index)) for index in np.flatnonzero(found)]
-            _log.warning("%s: %d images %s: %s", opened.name, len(records), what, listed(records))
+            which = counted(len(records), "image")
+            _log.warning("%s: %s %s: %s", opened.name, which, what, listed(records))
     return make_arrays(images, labels, opened.num_classes, opened.class_names)
 
 
