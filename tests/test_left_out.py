@@ -29,7 +29,7 @@ from instahide_jax.data.image_folder import arrays_from_folder, read_image_folde
 from instahide_jax.data.prepare import prepare
 from instahide_jax.data.public_pool import PoolParameters, build_public_pool
 from instahide_jax.data.tfds_arrays import load_arrays
-from instahide_jax.errors import InputError, counted
+from instahide_jax.errors import InputError, how_many
 
 Reader = Callable[..., tuple[int, tuple[str, ...]]]  # number of images, notes
 
@@ -147,7 +147,7 @@ def test_how_many_are_a_few(lost: int, total: int, is_few: bool) -> None:
     problems = [Problem(Path(f"{i}.txt"), ".txt", "text", is_promised=False) for i in range(lost)]
     if is_few:
         (note,) = settle(problems, total, False)
-        assert note.startswith(f"left out {counted(lost, 'file')} ({lost} .txt): 0.txt")
+        assert note.startswith(f"left out {how_many(lost, 'file')} ({lost} .txt): 0.txt")
         assert ("9.txt and 990 more" in note) == (lost == 1000)
     else:
         with pytest.raises(InputError, match=f"^{lost} of {total} files are no images"):

@@ -81,13 +81,11 @@ def test_tensorboard_gets_the_same_values(tmp_path):
 
 # tensorboardX leaves its file open where the last flush fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-# What tensorboardX could not write stays open.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_disk_that_fills_up_is_an_error_and_nothing_waits(tmp_path):
     message = "metrics.jsonl cannot be written: File too large; what was saved before is kept"
     with files_up_to(1 << 10), pytest.raises(InputError, match=message):
         _write(tmp_path, 0, range(1_000))
-    gc.collect()
+    gc.collect()  # here, and not in a later test, which would fail
 
 
 def test_metrics_do_not_need_tensorboard(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 
-from instahide_jax.errors import InputError, counted, listed
+from instahide_jax.errors import InputError, how_many, listed
 
 # Folders of servers and systems: indices, thumbnails, recycled files, snapshots. A class may well
 # be called trash or recycled.
@@ -132,7 +132,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 def tree_notes(tree: FileTree) -> list[str]:
     """What a user should know of a tree that was read: what was passed over."""
     notes = [
-        f"left out {counted(len(paths), what)} ({_counted(path.name for path in paths)})"
+        f"left out {how_many(len(paths), what)} ({_counted(path.name for path in paths)})"
         for paths, what in (
             (tree.system_folders, "hidden or system folder"),
             (tree.system_files, "hidden or system file"),
@@ -141,7 +141,7 @@ def tree_notes(tree: FileTree) -> list[str]:
     ]
     if tree.repeated:
         notes.append(
-            f"left out {counted(len(tree.repeated), 'link')} to what is read already or contains "
+            f"left out {how_many(len(tree.repeated), 'link')} to what is read already or contains "
             f"the link: {listed(tree.repeated)}"
         )
     return notes

@@ -12,7 +12,7 @@ from instahide_jax.data.embedded import decoding
 from instahide_jax.data.glue import GlueTask
 from instahide_jax.data.labels import UNLABELLED, as_integer, as_number
 from instahide_jax.data.tables import did_you_mean, split_lines
-from instahide_jax.errors import InputError, counted
+from instahide_jax.errors import InputError, how_many
 
 FILES = {
     "train": "train.tsv",
@@ -167,7 +167,7 @@ def _examples(
         if example is not None:
             examples.append(example)
     left_out = count - len(examples)
-    note = f"left out {counted(left_out, 'row')} of {file.name} without text or label"
+    note = f"left out {how_many(left_out, 'row')} of {file.name} without text or label"
     return examples, [note] if left_out else []
 
 

@@ -26,7 +26,7 @@ from instahide_jax.data.image_format import (
     shows_background,
     upright,
 )
-from instahide_jax.errors import InputError, counted, listed
+from instahide_jax.errors import InputError, how_many, listed
 
 T = TypeVar("T")
 
@@ -192,7 +192,7 @@ def settle(problems: Sequence[Problem], total: int, skip_unreadable: bool) -> li
             f"{len(problems)} of {total} files are no images that can be read here ({kinds}), "
             f"{_paths(problems)}: convert them to PNG or remove them, or {SKIP}"
         )
-    return [f"left out {counted(len(problems), 'file')} ({kinds}): {_paths(problems)}"]
+    return [f"left out {how_many(len(problems), 'file')} ({kinds}): {_paths(problems)}"]
 
 
 def _refusal(problems: Sequence[Problem], total: int) -> str:
@@ -225,14 +225,12 @@ def image_notes(images: Iterable[tuple[Path, Facts]]) -> list[str]:
     notes = []
     if several:
         notes.append(
-            f"{counted(len(several), 'file')} with more than one picture, of which the first is "
-            "taken: "
-            f"{listed(several)}"
+            f"{how_many(len(several), 'file')} with more than one picture, of which the first is "
+            f"taken: {listed(several)}"
         )
     if transparent:
         notes.append(
-            f"{counted(len(transparent), 'image')} with transparent parts, which are {BACKGROUND} "
-            "now: "
-            f"{listed(transparent)}"
+            f"{how_many(len(transparent), 'image')} with transparent parts, which are {BACKGROUND} "
+            f"now: {listed(transparent)}"
         )
     return notes

@@ -29,7 +29,7 @@ from instahide_jax.data.image_checks import (
 )
 from instahide_jax.data.image_format import BACKGROUND, FORMATS, open_image, upright
 from instahide_jax.data.split_folders import class_names, find_splits, nested_note, split_of
-from instahide_jax.errors import InputError, counted
+from instahide_jax.errors import InputError, how_many
 from instahide_jax.metrics import progress
 
 _HOLD_OUT = 10
@@ -302,7 +302,7 @@ def _assemble(
     converted = sum(not file.stored for files in splits.values() for file in files)
     all_notes = [*notes, *image_notes(facts.items())]
     if converted:
-        all_notes.append(f"{counted(converted, 'image')} converted to 8-bit {_mode(channels)} PNG")
+        all_notes.append(f"{how_many(converted, 'image')} converted to 8-bit {_mode(channels)} PNG")
     return ImageFolder(splits, class_names, (height, width, channels), tuple(all_notes))
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from instahide_jax.errors import InputError, counted
+from instahide_jax.errors import InputError, how_many
 
 _SHEET_SIDE = 10  # patches in a row and in a column of the contact sheet
 # What is said of a photo.
@@ -40,7 +40,7 @@ class PublicPool:
             f"{'x'.join(map(str, self.shape))} uint8: {sum(used)} of {self.tries} patches kept, "
             f"from {len(used)} photos (at most {max(used)} of one)"
         )
-        small = f"; {counted(len(self.skipped), 'photo')} too small" if self.skipped else ""
+        small = f"; {how_many(len(self.skipped), 'photo')} too small" if self.skipped else ""
         notes = "".join(f"; {note}" for note in self.notes)
         return f"{line}{small}{notes}; look at {self.path.with_suffix('.png')}"
 

@@ -18,7 +18,7 @@ from instahide_jax.data.tfds_io import (
     read_example,
     record_files,
 )
-from instahide_jax.errors import InputError, counted, listed
+from instahide_jax.errors import InputError, how_many, listed
 from instahide_jax.metrics import progress, progress_bar
 
 _log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _decode_all(opened: Split, size: int | None) -> Arrays:
     ):
         if found.any():
             records = [opened.record(int(index)) for index in np.flatnonzero(found)]
-            which = counted(len(records), "image")
+            which = how_many(len(records), "image")
             _log.warning("%s: %s %s: %s", opened.name, which, what, listed(records))
     return make_arrays(images, labels, opened.num_classes, opened.class_names)
 
