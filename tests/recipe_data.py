@@ -5,7 +5,7 @@ up of words that say a class. Weights are those of small fresh networks.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+from prepared import write_rows
 from tiny import write_tfds
 
 from instahide_jax.data.embedded import Arrays, make_arrays, mnist5k
@@ -80,7 +81,8 @@ def write_texts(folder: Path, count: int = 160) -> None:
         features = {name: tfds.features.Text() for name in task.texts}
         splits = {split: _glue_rows(task, count) for split in task.sizes}
         label = _label_feature(task.class_names)
-        write_rows(folder, "glue", task.name, {**features, task.label: label}, splits)
+        described = {**features, task.label: label}
+        write_rows(folder, "glue", described, splits, config=task.name, configs=[task.name])
     rng = np.random.default_rng(2)
     labelled = [{"text": sentence(rng, i % 2), "label": i % 2} for i in range(count)]
     public = [{**row, "label": -1} for row in labelled]
@@ -89,7 +91,7 @@ def write_texts(folder: Path, count: int = 160) -> None:
         "label": tfds.features.ClassLabel(names=["negative", "positive"]),
     }
     splits = {"train": labelled, "test": labelled[:32], "tweets": public}
-    write_rows(folder, "movie_reviews", None, features, splits)
+    write_rows(folder, "movie_reviews", features, splits)
 
 
 def _label_feature(class_names: Sequence[str]) -> Any:
@@ -105,33 +107,6 @@ def _glue_rows(task: GlueTask, count: int) -> list[dict[str, Any]]:
         texts = {name: sentence(rng, label) for name in task.texts}
         rows.append({**texts, task.label: label if task.class_names else 5.0 * label})
     return rows
-
-
-def write_rows(
-    folder: Path,
-    name: str,
-    config: str | None,
-    features: Mapping[str, Any],
-    splits: Mapping[str, Sequence[Mapping[str, Any]]],
-) -> None:
-    """Prepare a TFDS set of rows without TensorFlow."""
-
-    class Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
-
-        def _info(self) -> Any:
-            described = tfds.features.FeaturesDict(dict(features))
-            return tfds.core.DatasetInfo(builder=self, features=described)
-
-        def _split_generators(self, dl_manager: Any) -> Any:
-            return {split: enumerate(rows) for split, rows in splits.items()}
-
-        def _generate_examples(self) -> Any:  # the splits are given as they are
-            raise NotImplementedError
-
-    Rows.name = name
-    Rows(config=config, data_dir=folder, file_format="array_record").download_and_prepare()
 
 
 def write_weights(folder: Path, encoder: Bert) -> None:

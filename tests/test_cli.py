@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_public_pool import textured
+from photos import textured
 
 from instahide_jax import cli
 from instahide_jax.errors import InputError, run_main

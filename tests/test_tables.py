@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from prepared import write_rows
 
 from instahide_jax.data.labels import as_integer, as_number
 from instahide_jax.data.tables import read_rows
@@ -159,28 +160,16 @@ def test_minus_one_beside_named_classes_is_a_hidden_label(tmp_path: Path) -> Non
 
 
 def _prepared(root: Path, labels: list[int], scores: list[float]) -> None:
-    class Pairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self) -> Any:
-            features = {
-                "text": tfds.features.Text(),
-                "label": tfds.features.ClassLabel(names=["no", "yes"]),
-                "score": np.float32,
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
-            )
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self) -> Any:
-            for i, (label, score) in enumerate(zip(labels, scores, strict=True)):
-                yield i, {"text": f"t{i}", "label": label, "score": score}
-
-    Pairs.name = "pairs"
-    Pairs(data_dir=root, file_format="array_record").download_and_prepare()
+    features = {
+        "text": tfds.features.Text(),
+        "label": tfds.features.ClassLabel(names=["no", "yes"]),
+        "score": np.float32,
+    }
+    rows = [
+        {"text": f"t{i}", "label": label, "score": score}
+        for i, (label, score) in enumerate(zip(labels, scores, strict=True))
+    ]
+    write_rows(root, "pairs", features, {"train": rows})
 
 
 def test_hidden_labels_of_prepared_sets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

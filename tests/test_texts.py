@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from prepared import write_rows
 
 from instahide_jax.data import texts as texts_module
 from instahide_jax.data.texts import Texts, make_texts, read_table, texts_from_tfds
@@ -270,32 +271,21 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> str:
         b"\2\0\1H\xaf\xa4q\0\0\0\0IEND\xaeB`\x82"
     )
 
-    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self) -> Any:
-            features = tfds.features.FeaturesDict(_FEATURES)
-            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            return {split: self._generate_examples(split) for split in ("train", "hidden", "odd")}
-
-        def _generate_examples(self, split: str) -> Any:
-            for index, text in enumerate(UNICODE):
-                yield (
-                    index,
-                    {
-                        "s": b"\xff" if split == "odd" and index == 3 else text,
-                        "t": text[::-1],
-                        "y": index % 2 if split == "train" else -1,
-                        "score": index / 2,
-                        "idx": index,
-                        "image": png,
-                    },
-                )
-
-    Tiny.name = "tiny"
-    Tiny(data_dir=root, file_format="array_record").download_and_prepare()
+    splits = {
+        split: [
+            {
+                "s": b"\xff" if split == "odd" and index == 3 else text,
+                "t": text[::-1],
+                "y": index % 2 if split == "train" else -1,
+                "score": index / 2,
+                "idx": index,
+                "image": png,
+            }
+            for index, text in enumerate(UNICODE)
+        ]
+        for split in ("train", "hidden", "odd")
+    }
+    write_rows(root, "tiny", _FEATURES, splits)
     return str(root)
 
 

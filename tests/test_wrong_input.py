@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from programs import ROOT, Place, call
-from xla_flags import EIGHT_DEVICES
+from xla_flags import EIGHT_DEVICES, QUICK
 
 __all__ = ["call"]  # a fixture
 
@@ -109,7 +109,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(case, place, call, tmp_path,
         (
             "train.py",
             ("tiny.py", "--batch-size", "20"),
-            {"XLA_FLAGS": EIGHT_DEVICES},
+            {"XLA_FLAGS": f"{QUICK} {EIGHT_DEVICES}"},
             "batch_size is 20, which 8 devices cannot share evenly; use 16 or 24",
         ),
         ("eval.py", ("nowhere",), {}, "nowhere is no run folder"),

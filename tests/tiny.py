@@ -1,7 +1,6 @@
 """Tiny data, experiments and runs that several test modules share."""
 
 import functools
-import io
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,11 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from prepared import write_rows
 
 from instahide_jax import InstaHide, NoHiding, insecure_secret
 from instahide_jax.config import ImageExperiment
 from instahide_jax.data.embedded import Arrays, make_arrays
+from instahide_jax.data.prepare import encode_png
 from instahide_jax.data.sources import Mnist5k, PoolFile
 from instahide_jax.encoders import ConvNet, EncoderConfig, make_model
 from instahide_jax.image_step import Pass, Private, make_hide, make_take, plan_pass
@@ -187,24 +187,11 @@ def write_tfds(data_dir: Any, name: str, splits: dict[str, Arrays]) -> None:
         "label": tfds.features.ClassLabel(names=list(first.class_names)),
     }
 
-    class TinySet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self) -> Any:
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
-            )
-
-        def _split_generators(self, dl_manager: Any) -> Any:
-            return {split: self._generate_examples(arrays) for split, arrays in splits.items()}
-
-        def _generate_examples(self, arrays: Arrays) -> Any:
-            for i, (image, label) in enumerate(zip(arrays.images, arrays.labels, strict=True)):
-                file = io.BytesIO()
-                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
-                    file, "PNG"
-                )
-                yield i, {"image": file.getvalue(), "label": int(label)}
-
-    TinySet.name = name
-    TinySet(data_dir=data_dir, file_format="array_record").download_and_prepare()
+    rows = {
+        split: [
+            {"image": encode_png(image), "label": int(label)}
+            for image, label in zip(arrays.images, arrays.labels, strict=True)
+        ]
+        for split, arrays in splits.items()
+    }
+    write_rows(data_dir, name, features, rows)
