@@ -1,6 +1,7 @@
 """instahide_jax.data.image_folder: splits, classes, and which images are stored as they are."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -163,16 +164,32 @@ def test_rotated_photos_are_turned_upright(tmp_path: Path) -> None:
     assert folder.shape == (None, None, 3)  # 8 x 6 among 6 x 8
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_shape_is_that_of_upright_images(orientation: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [*range(10), 65535])
+def test_the_shape_is_that_of_upright_images(
+    file_format: str, orientation: int, tmp_path: Path
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
+    for path in (tmp_path / name / f"{i}" for name in "ab" for i in range(2)):
+        path.parent.mkdir(exist_ok=True)
+        picture(0, (6, 8)).save(path, file_format, exif=exif)
+    folder = read_image_folder(tmp_path)
+    assert folder.shape == ((8, 6, 3) if 5 <= orientation <= 8 else (6, 8, 3))
+    stored = pixels(folder.read(folder.splits["train"][0]))
+    np.testing.assert_array_equal(arrays_from_folder(tmp_path).arrays.images[0], stored)
+
+
+@pytest.mark.parametrize("number", [1, 2, 7])  # bytes, a text, undefined: no camera should
+def test_an_orientation_of_another_type_leaves_an_image_as_it_is(
+    number: int, tmp_path: Path
+) -> None:
+    tag = b"Exif\0\0II*\0" + struct.pack("<IHHHI4sI", 8, 1, 0x112, number, 2, b"6\0\0\0", 0)
     for path in (tmp_path / name / f"{i}.jpg" for name in "ab" for i in range(2)):
         path.parent.mkdir(exist_ok=True)
-        picture(0, (6, 8)).save(path, exif=exif)
-    folder = read_image_folder(tmp_path)
-    assert folder.shape == ((6, 8, 3) if orientation < 5 else (8, 6, 3))
-    assert pixels(folder.read(folder.splits["train"][0])).shape == folder.shape
+        picture(0, (6, 8)).save(path, exif=tag)
+    assert read_image_folder(tmp_path).shape == (6, 8, 3)
+    assert arrays_from_folder(tmp_path).arrays.images.shape == (4, 6, 8, 3)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "F"])

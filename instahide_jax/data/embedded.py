@@ -6,7 +6,6 @@
 import gzip
 import hashlib
 import importlib.resources
-import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -29,18 +28,6 @@ from instahide_jax.data.image_format import (
 )
 from instahide_jax.errors import InputError
 
-# What Pillow and its codecs, array_record (a bare RuntimeError) and zip files raise on damage.
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
 _CHUNK_BYTES = 1 << 24  # of pixels looked at together: a mask of a whole set could be gigabytes
 _MOST_CHANNELS = 4  # of images as they are usual: another axis is longer
 _MAX_CLASSES = 100_000  # of a `.npz` file, where a stray label would pass for a class
@@ -212,16 +199,26 @@ def _mnist_arrays(rows: np.ndarray) -> Arrays:
 def decoding(what: str | Callable[[], str], remedy: str) -> Iterator[None]:
     """Turn the errors of damaged data into an `InputError` that says what was being decoded.
 
-    A `what` that takes work to say is a function, called on an error only.
+    Pillow, its codecs, array_record and zip files raise nearly every kind of exception on damage,
+    IndexError, KeyError and TypeError among them. Nothing but decoding belongs into the block. A
+    `what` that takes work to say is a function, called on an error only.
     """
     try:
         yield
-    except InputError:  # is a ValueError, and says already what is wrong
+    except (InputError, MemoryError):  # say already what is wrong
         raise
-    except DECODE_ERRORS as error:
-        cause = str(error).partition("\n")[0]
+    except Exception as error:
         said = what if isinstance(what, str) else what()
-        raise InputError(f"{said} cannot be decoded ({cause}): {remedy}") from error
+        raise InputError(f"{said} cannot be decoded ({cause_of(error)}): {remedy}") from error
+
+
+def cause_of(error: Exception) -> str:
+    """What an error of damaged data says, in one line."""
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    line = said.partition("\n")[0]
+    # The others come from a decoder's own computations, and say little without their kind.
+    is_told = isinstance(error, OSError | ValueError | SyntaxError | EOFError | RuntimeError)
+    return line if line and is_told else f"{type(error).__name__} {line}".rstrip()
 
 
 class Decoded(NamedTuple):
@@ -258,7 +255,7 @@ def decode(data: bytes | np.ndarray, channels: int | None, size: int | None) -> 
       size: side of the result, or None for the size of the image.
 
     Raises:
-      one of `DECODE_ERRORS`, to be named by `decoding`.
+      Exception: of any kind for damaged data, to be named by `decoding`.
     """
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8:

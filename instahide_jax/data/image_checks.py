@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
+from PIL import Image, ImageOps
 
-from instahide_jax.data.embedded import DECODE_ERRORS, decoding
+from instahide_jax.data.embedded import cause_of, decoding
 from instahide_jax.data.file_kinds import ENDINGS, HEAD, content_kind, kind_of
 from instahide_jax.data.file_tree import FileTree
 from instahide_jax.data.image_format import (
@@ -30,8 +30,6 @@ from instahide_jax.errors import InputError, how_many, listed
 
 T = TypeVar("T")
 
-# Exif orientations from this one on exchange height and width.
-_FIRST_QUARTER_TURN = 5
 SKIP = "pass --skip-unreadable to leave such files out"
 
 
@@ -81,15 +79,17 @@ def inspect(data: bytes, *, decode: bool = True) -> Facts:
         decode: decode it, to find damage; False for an image that is decoded anyway.
 
     Raises:
-        one of `DECODE_ERRORS`, to be caught by `attempt`.
+        Exception: of any kind for a damaged file, to be caught by `attempt`.
     """
     with open_image(data) as image:
         turned = orientation(image, data)
         several = holds_several(image)
         if decode:
             image.load()
+        # Not from the number: Pillow turns a TIFF when it decodes it, and knows 8 numbers only.
+        width, height = image.size if turned == 1 else ImageOps.exif_transpose(image).size
         return Facts(
-            size=image.size[::-1] if turned < _FIRST_QUARTER_TURN else image.size,
+            size=(height, width),
             gray=image.mode in GRAY_MODES,
             plain=_plain_mode(image, turned),
             several=several,
@@ -97,7 +97,7 @@ def inspect(data: bytes, *, decode: bool = True) -> Facts:
         )
 
 
-def _plain_mode(image: Image.Image, turned: int) -> str | None:
+def _plain_mode(image: Image.Image, turned: object) -> str | None:
     # OpenCV and Pillow, with which TFDS decodes, read these alike in mode L and RGB.
     plain = image.format in ("JPEG", "PNG") and turned == 1 and not has_alpha(image)
     return image.mode if plain else None
@@ -113,9 +113,10 @@ def attempt(path: Path, read: Callable[[bytes], T]) -> T | Problem:
         return Problem(path, error.kind, str(error), is_promised=error.kind != "camera raw")
     except UnknownFormatError as error:
         return _unknown(path, data[:HEAD], str(error))
-    except DECODE_ERRORS as error:
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return Problem(path, "damaged", cause.partition("\n")[0], is_promised=True)
+    except MemoryError:
+        raise
+    except Exception as error:
+        return Problem(path, "damaged", cause_of(error), is_promised=True)
 
 
 def read_again(path: Path) -> bytes:

@@ -317,5 +317,6 @@ def _pixels(data: bytes, size: int | None) -> tuple[np.ndarray, Facts]:
     if facts.plain == _mode(channels):
         return decode_image(data, channels, size), facts
     with open_image(data) as image:
-        picture = np.asarray(upright(image, _mode(channels)))
-    return decode_image(picture.reshape(*facts.size, channels), channels, size), facts
+        picture = upright(image, _mode(channels))
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, channels)
+    return decode_image(pixels, channels, size), facts

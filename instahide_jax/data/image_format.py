@@ -121,8 +121,11 @@ def _values(tag: object) -> tuple[int, ...]:
     return tuple(tag) if isinstance(tag, tuple | bytes) else (int(str(tag)),)
 
 
-def orientation(image: Image.Image, data: bytes) -> int:
-    """The Exif orientation, 1 for an upright image or one that does not tell."""
+def orientation(image: Image.Image, data: bytes) -> object:
+    """The Exif orientation as the file has it, 1 for an upright image or one that does not tell.
+
+    2 to 8 are defined; a file may have any other number, or a text.
+    """
     # Pillow would decode all of a PNG to look for Exif data behind the pixels.
     if image.format == "PNG" and not any(mark in data for mark in _EXIF_IN_PNG):
         return 1
