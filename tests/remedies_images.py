@@ -90,7 +90,7 @@ def npz_files(place: Path) -> None:
     with refused("is no file: give the path of a .npz file"):
         arrays_from_npz("d.npz")
     Path("x.npz").write_bytes(b"no zip")
-    with refused("save images and labels again with numpy.savez"):
+    with refused("save it again with numpy.savez, images of one size as numpy.stack(images)"):
         arrays_from_npz("x.npz")
     for bad, message in (
         ({"image": GREY}, "save one of them, with numpy.savez"),

@@ -80,8 +80,13 @@ def downloads(place: Path) -> None:
         with refused("did you mean 'cifar10'?"):
             prepare("cifar1", None, place / "d")
         patch.setattr(prepare_module, "_has_tensorflow", lambda: True)
-        with refused("name another configuration or version, or none"):
-            prepare("cifar10/x", None, place / "d")
+        temporary = place / "temporary"
+        temporary.mkdir()
+        patch.setattr("tempfile.tempdir", str(temporary))
+        for unknown in ("cifar10/x", "cifar10:9.9.9"):
+            with refused("name another configuration or version, or none"):
+                prepare(unknown, None, place / "d")
+        assert not list(temporary.iterdir())
         manual = place / "d" / "downloads" / "manual"
         with refused(f"must be downloaded by hand, into {manual}"):
             prepare("imagenet2012", None, place / "d")
@@ -251,6 +256,13 @@ def public_pools(place: Path) -> None:
     textured(0).save(source / "a.png")
     with refused("or fewer patterns"):
         build_public_pool(source, out, replace(SMALL, exclude=("*",)))
+    with refused("'./b.png' matches no file", "patterns of paths from there"):
+        build_public_pool(source, out, replace(SMALL, exclude=("./b.png",)))
+    textured(1).save(source / "b.png")
+    build_public_pool(source, Path("a.npy"), replace(SMALL, exclude=("b.png",)))
+    (source / "b.png").unlink()
+    with refused("no photo of at least 999 pixels", "or lower --test-size"):
+        build_public_pool(source, out, replace(SMALL, test_size=999))
     with refused("it must end in .npy"):
         build_public_pool(source, Path("p.npz"), SMALL)
     with refused("lower --count to at most"):

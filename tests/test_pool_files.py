@@ -75,6 +75,15 @@ def test_a_pool_is_built_anew_on_request(photos: Path, tmp_path: Path) -> None:
         build_public_pool(tmp_path / "nowhere", out, SMALL)
 
 
+def test_a_pool_among_its_photos_is_none_of_them(photos: Path) -> None:
+    out = photos / "p.npy"
+    built = build_public_pool(photos, out, SMALL)
+    again = build_public_pool(photos, out, SMALL)
+    assert (built.built, again.built) == (True, False)
+    anew = build_public_pool(photos, out, SMALL, overwrite=True)
+    assert anew.per_photo == built.per_photo
+
+
 @pytest.mark.parametrize("fails", [".png", ".npy", ".json"])
 def test_a_failed_write_leaves_no_half_pool(
     fails: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

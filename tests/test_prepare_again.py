@@ -212,6 +212,23 @@ def test_counts_tell_even_without_a_record(tmp_path: Path) -> None:
         prepare("rainy_days", source, root)
 
 
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut short"])
+def test_records_that_cannot_be_read_are_not_prepared_already(damage: str, tmp_path: Path) -> None:
+    source, root = photos(tmp_path / "source"), tmp_path / "tfds"
+    path = prepare("rainy_days", source, root).path
+    (file,) = path.glob("rainy_days-test*")
+    whole = file.read_bytes()
+    file.unlink()
+    if damage != "gone":
+        file.write_bytes(whole[: len(whole) // 2] if damage == "cut short" else b"")
+    for again in (source, None):
+        with pytest.raises(InputError, match=r"test in .* cannot be decoded \(.+\): give --overw"):
+            prepare("rainy_days", again, root)
+    prepare("rainy_days", source, root, overwrite=True)
+    assert file.read_bytes() == whole
+    assert not prepare("rainy_days", source, root).built
+
+
 def test_images_of_your_own_again(tmp_path: Path) -> None:
     source, root = photos(tmp_path / "source"), tmp_path / "tfds"
     prepare("rainy_days", source, root)

@@ -326,7 +326,8 @@ def arrays_from_npz(path: str | Path) -> Arrays:
     if not Path(path).is_file():
         what = "is no file" if Path(path).exists() else "does not exist"
         raise InputError(f"{path} {what}: give the path of a .npz file")
-    with decoding(str(path), "save images and labels again with numpy.savez"):
+    remedy = "save it again with numpy.savez, images of one size as numpy.stack(images)"
+    with decoding(str(path), remedy):
         if not zipfile.is_zipfile(path):
             raise ValueError("not a .npz file")
         with np.load(path, allow_pickle=False) as file:

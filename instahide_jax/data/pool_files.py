@@ -52,6 +52,11 @@ def pool_shape(parameters: Mapping[str, Any]) -> tuple[int, int, int, int]:
     )  # fmt: skip
 
 
+def pool_files(out: Path) -> tuple[Path, Path, Path]:
+    """The contact sheet, the array and the description of the pool at `out`."""
+    return out.with_suffix(".png"), out, out.with_suffix(".json")
+
+
 def existing(out: Path, described: dict[str, Any]) -> PublicPool:
     """The pool at `out`, if it is the very one that is asked for.
 
@@ -126,8 +131,7 @@ def write(out: Path, pool: np.ndarray, described: dict[str, Any]) -> None:
 
     They take the place of old ones only when all three are whole.
     """
-    sheet, description = out.with_suffix(".png"), out.with_suffix(".json")
-    targets = (sheet, out, description)
+    targets = pool_files(out)
     # In the same folder: a rename is atomic only within a file system.
     temporaries = [target.with_name(f".{target.name}.{os.getpid()}.tmp") for target in targets]
     added: list[Path] = []

@@ -7,6 +7,7 @@ What is written has TFDS' official name, version and features and is stored as a
 import importlib.util
 import io
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from instahide_jax.data.prepared import (
     build_or_compare,
     is_there,
     run_builder,
+    temporary_files_in,
 )
 from instahide_jax.data.tables import did_you_mean
 from instahide_jax.data.tfds_io import data_root
@@ -237,8 +239,9 @@ def _download(name: str, root: Path, overwrite: bool) -> Prepared:
     has_tensorflow = _has_tensorflow()
     _check_known(name, has_tensorflow)
     try:
-        builder = _official_download(name, root)
-    except ValueError as error:
+        with tempfile.TemporaryDirectory() as folder, temporary_files_in(folder):
+            builder = _official_download(name, root)
+    except (ValueError, AssertionError) as error:  # the latter for an unknown version
         raise InputError(
             f"TFDS cannot build {name!r}: {error}; name another configuration or version, or none"
         ) from error

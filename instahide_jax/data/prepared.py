@@ -18,7 +18,8 @@ from instahide_jax.data.content import (
     read_record,
     write_record,
 )
-from instahide_jax.data.tfds_io import builder_of
+from instahide_jax.data.embedded import decoding
+from instahide_jax.data.tfds_io import builder_of, check_record
 from instahide_jax.errors import InputError
 
 FILE_FORMAT = "array_record"  # the only format that reads without TensorFlow at random
@@ -46,8 +47,11 @@ class Prepared:
 def already(path: Path) -> Prepared:
     """Report a data set that is there, after a look whether it can be read.
 
+    Of every split the first and the last record are read, which finds files that are gone, empty or
+    cut short.
+
     Raises:
-        InputError: what is there is no data set, or needs TensorFlow to read.
+        InputError: what is there is no data set, cannot be read, or needs TensorFlow to read.
     """
     try:
         builder = builder_of(path)
@@ -63,7 +67,13 @@ def already(path: Path) -> Prepared:
             f"{path} holds the data set as {found}, which needs TensorFlow to read; give "
             f"--overwrite or choose another --data-dir to prepare it as {FILE_FORMAT}"
         )
-    return _describe(builder, path, built=False)
+    result = _describe(builder, path, built=False)
+    for split, size in result.sizes.items():
+        with decoding(f"{split} in {path}", "give --overwrite to build it anew"):
+            records = builder.as_data_source(split) if size else []
+            for index in sorted({0, size - 1} if size else ()):
+                check_record(records[index])
+    return result
 
 
 def is_there(path: Path) -> bool:
@@ -166,7 +176,7 @@ def run_builder(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="incomplete.", dir=path.parent) as folder, hush:
-            with _temporary_files_in(folder):  # TFDS leaves an empty folder there for every builder
+            with temporary_files_in(folder):  # TFDS leaves an empty folder there for every builder
                 builder = make(Path(folder))
                 builder.download_and_prepare(download_dir=downloads)
             result = _describe(builder, path, built=True)
@@ -185,7 +195,7 @@ def run_builder(
 
 
 @contextlib.contextmanager
-def _temporary_files_in(folder: str) -> Iterator[None]:
+def temporary_files_in(folder: str) -> Iterator[None]:
     """Within, Python's temporary files and folders lie in `folder`."""
     before, tempfile.tempdir = tempfile.tempdir, folder
     try:

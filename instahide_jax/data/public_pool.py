@@ -32,6 +32,7 @@ from instahide_jax.data.pool_files import (
     PublicPool,
     check_outputs,
     existing,
+    pool_files,
     pool_shape,
     read_json,
     sha256_of,
@@ -139,7 +140,7 @@ def build_public_pool(
         raise InputError(f"--out is {out}; it must end in .npy")
     if not out.exists() or (overwrite and not out.with_suffix(".json").exists()):
         check_outputs(out)
-    photos, notes = _find_photos(source, parameters, skip_unreadable)
+    photos, notes = _find_photos(source, out, parameters, skip_unreadable)
     described: dict[str, Any] = {
         "parameters": {**asdict(parameters), "exclude": list(parameters.exclude)},
         "photos": [{"file": photo.name, "sha256": photo.sha256} for photo in photos],
@@ -225,17 +226,22 @@ def _keypoint_counter() -> Callable[[np.ndarray], int]:
 
 
 def _find_photos(
-    source: Path, parameters: PoolParameters, skip_unreadable: bool
+    source: Path, out: Path, parameters: PoolParameters, skip_unreadable: bool
 ) -> tuple[list[_Photo], list[str]]:
-    """The photos by name, and notes of what is left out."""
+    """The photos by name, and notes of what is left out; a pool at `out` is not among them."""
     if not source.is_dir():
         raise InputError(f"--source {source} is no folder; give a folder of photographs")
 
     def name_of(path: Path) -> str:
         return path.relative_to(source).as_posix()
 
+    own = {file.absolute() for file in pool_files(out)}
+    unused = set(parameters.exclude)
+
     def is_wanted(path: Path) -> bool:
-        return not any(fnmatch.fnmatch(name_of(path), pattern) for pattern in parameters.exclude)
+        matching = {p for p in parameters.exclude if fnmatch.fnmatch(name_of(path), p)}
+        unused.difference_update(matching)
+        return not matching and path.absolute() not in own
 
     def look(data: bytes) -> tuple[str, Facts]:
         return hashlib.sha256(data).hexdigest(), inspect(data)
@@ -243,6 +249,11 @@ def _find_photos(
     tree = walk(source)
     paths = sorted(filter(is_wanted, tree.files), key=name_of)
     problems = [problem for problem in lost_links(tree) if is_wanted(problem.path)]
+    if unused:
+        raise InputError(
+            f"--exclude {min(unused)!r} matches no file below {source}; give patterns of paths "
+            "from there, such as 'folder/*.jpg', or leave it out"
+        )
     total = len(paths) + len(problems)
     found: list[tuple[Path, str, Facts]] = []
     for path in progress(paths, "checking", len(paths), " photos"):
@@ -310,6 +321,11 @@ def _raise_too_few(
 ) -> None:
     small = sum(photo.too_small for photo in photos)
     tried = sum(photo.tried for photo in photos)
+    if small == len(photos):
+        raise InputError(
+            f"{source} has no photo of at least {parameters.test_size} pixels on its shorter side: "
+            f"add larger ones, or lower --test-size ({parameters.size} at least)"
+        )
     raise InputError(
         f"{source} gave {filled} of {parameters.count} patches: {tried} tried in "
         f"{len(photos) - small} photos ({small} more are smaller than {parameters.test_size} "
