@@ -4,7 +4,7 @@ A scheme may act on the inputs (InstaHide), on the encoder's features (TextHide)
 train step calls both methods and never asks which scheme it has.
 """
 
-import math
+import numbers
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -18,6 +18,8 @@ from instahide_jax.mixing import draw_row_partners
 from instahide_jax.parallel import Neighbours
 from instahide_jax.secret import unwrap
 
+_LARGEST = 1e30  # mean, and 1 / std: pixels times this stay finite in float32
+
 Batch = dict[str, jax.Array]
 Examples = tuple[jax.Array, jax.Array]
 
@@ -30,7 +32,7 @@ class NoHiding:
 
     Attributes:
       num_classes: number of classes; needed where labels are integers.
-      mean: per-channel mean of the images in [0, 1] (uint8 divided by 255), or one number.
+      mean: per-channel mean of the images in [0, 1] (uint8 divided by 255), or one entry for all.
       std: per-channel standard deviation, likewise, > 0. The result is (x - mean) / std. With mean
         and std None, uint8 images become [-1, 1] and float images stay as they are.
       dtype: dtype of the resulting images, "float32" or "bfloat16".
@@ -46,11 +48,15 @@ class NoHiding:
             raise InputError(f"dtype is {self.dtype!r}; it must be 'float32' or 'bfloat16'")
         if (self.mean is None) != (self.std is None):
             raise InputError(f"mean is {self.mean} and std is {self.std}; give both or neither")
+        check_statistics(self.mean, self.std)
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise InputError(f"mean is {self.mean} and std is {self.std}; give as many of each")
-        check_statistics(self.mean, self.std)
-        if self.num_classes is not None and self.num_classes < 1:
-            raise InputError(f"num_classes is {self.num_classes}; it must be at least 1")
+        if self.num_classes is not None and not (
+            isinstance(self.num_classes, numbers.Integral) and self.num_classes >= 1
+        ):
+            raise InputError(
+                f"num_classes is {self.num_classes!r}; it must be an integer of at least 1"
+            )
 
     @property
     def num_partners(self) -> int:
@@ -268,14 +274,15 @@ def affine(
 
 
 def check_statistics(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
-    """Refuse a mean or standard deviation that is not finite, and a deviation of 0 or less."""
+    """Refuse a mean or standard deviation with which float32 would not stay finite."""
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and not (
-            isinstance(values, tuple) and all(map(math.isfinite, values))
+            isinstance(values, tuple)
+            and all(isinstance(v, numbers.Real) and abs(v) <= _LARGEST for v in values)
         ):
-            raise InputError(f"{name} is {values}; give a tuple of finite numbers")
-    if std is not None and not min(std, default=0) > 0:
-        raise InputError(f"std is {std}; every entry must be above 0")
+            raise InputError(f"{name} is {values}; give a tuple of numbers up to {_LARGEST:g}")
+    if std is not None and not min(std, default=0) >= 1 / _LARGEST:
+        raise InputError(f"std is {std}; every entry must be at least {1 / _LARGEST:g}")
 
 
 def check_rows(rows: Any, size: int) -> None:

@@ -49,15 +49,15 @@ def bounds_of_schemes(place: Path) -> None:
             "give as many of each",
             {"mean": (0.5, 0.5), "std": (0.5, 0.5)},
         ),
-        ({"num_classes": 0}, "it must be at least 1", {"num_classes": 1}),
+        ({"num_classes": 0}, "it must be an integer of at least 1", {"num_classes": 1}),
         (
             {"mean": (float("nan"),), "std": (1.0,)},
-            "give a tuple of finite numbers",
+            "give a tuple of numbers up to 1e+30",
             {"mean": (0.0,), "std": (1.0,)},
         ),
         (
             {"mean": (0.0,), "std": (0.0,)},
-            "every entry must be above 0",
+            "every entry must be at least 1e-30",
             {"mean": (0.0,), "std": (1.0,)},
         ),
     )

@@ -79,6 +79,18 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert found(tmp_path / "entry") == found(root)
 
 
+def test_a_root_that_is_named_by_a_way_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "root" / "inner").mkdir(parents=True)
+    (tmp_path / "root" / "x").touch()
+    monkeypatch.chdir(tmp_path / "root" / "inner")
+    for root in (Path(".."), Path("../../root"), tmp_path / "root" / "inner" / ".."):
+        tree = walk(root)
+        assert [path.name for path in tree.files] == ["x"]
+        assert not tree.repeated
+
+
 def test_no_folder_is_read_twice(tmp_path: Path) -> None:
     root = tmp_path / "src" / "a"
     make(root, "1.png", "z/2.png")

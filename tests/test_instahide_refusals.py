@@ -39,10 +39,16 @@ from instahide_jax.coefficients import CoefficientLaw
         ({"mean": (0.5,)}, "mean is (0.5,) and std is None; give both or neither"),
         ({"std": (0.5,)}, "give both or neither"),
         ({"mean": (0.5,), "std": (0.5, 0.5)}, "give as many of each"),
-        ({"mean": (0.5,), "std": (0.0,)}, "std is (0.0,); every entry must be above 0"),
-        ({"mean": (0.5,), "std": (math.nan,)}, "std is (nan,); give a tuple of finite numbers"),
-        ({"mean": (), "std": ()}, "every entry must be above 0"),
-        ({"num_classes": 0}, "num_classes is 0; it must be at least 1"),
+        ({"mean": (0.5,), "std": (0.0,)}, "std is (0.0,); every entry must be at least 1e-30"),
+        (
+            {"mean": (0.5,), "std": (math.nan,)},
+            "std is (nan,); give a tuple of numbers up to 1e+30",
+        ),
+        ({"mean": (), "std": ()}, "every entry must be at least 1e-30"),
+        ({"mean": (0.5,), "std": (1e-45,)}, "every entry must be at least 1e-30"),
+        ({"mean": 0.5, "std": 0.25}, "mean is 0.5; give a tuple of numbers up to 1e+30"),
+        ({"num_classes": 0}, "num_classes is 0; it must be an integer of at least 1"),
+        ({"num_classes": "2"}, "num_classes is '2'; it must be an integer of at least 1"),
     ],
 )
 def test_wrong_parameters(settings: dict[str, Any], message: str) -> None:

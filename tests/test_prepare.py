@@ -1,5 +1,6 @@
 """instahide_jax.data.prepare: what TFDS reads afterwards, and what is left when it goes wrong."""
 
+import gzip
 import hashlib
 import json
 import signal
@@ -153,6 +154,20 @@ def test_a_prepared_data_set_is_left_alone(fashion: Path, tmp_path: Path) -> Non
         assert (again.path, again.sizes, again.built) == (first.path, SIZES, False)
         assert str(again).startswith("already prepared: fashion_mnist 3.0.1 (train 40, test 20)")
     assert contents(root) == before
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "mnist"])
+def test_unpacked_idx_files(name: str, fashion: Path, tmp_path: Path) -> None:
+    """Also with the names that some programs give them."""
+    for number, file in enumerate(sorted(fashion.iterdir())):
+        unpacked = file.name.removesuffix(".gz")
+        unpacked = unpacked.replace("-idx", ".idx") if number % 2 else unpacked
+        (fashion / unpacked).write_bytes(gzip.decompress(file.read_bytes()))
+        file.unlink()
+    result = prepare(name, fashion, tmp_path / "tfds")
+    (note,) = result.notes
+    assert result.sizes == SIZES
+    assert note.startswith("counts checked; no sums are published for train-images-idx3-ubyte, tr")
 
 
 def test_what_is_there_but_unreadable_is_refused(fashion: Path, tmp_path: Path) -> None:

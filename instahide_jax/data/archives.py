@@ -196,13 +196,15 @@ def parse_png_rows(data: bytes, path: Path) -> np.ndarray:
 
 
 def parse_json_labels(data: bytes, path: Path) -> np.ndarray:
-    """Decode a JSON list of integers: int64 [N]."""
+    """Decode a JSON list of labels in [0, 256): int64 [N]."""
     try:
         values = json.loads(data)
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}; {AGAIN}") from error
-    if not isinstance(values, list) or any(type(value) is not int for value in values):
-        raise InputError(f"{path} holds no list of integers; {AGAIN}")
+    if not isinstance(values, list) or not all(
+        type(value) is int and 0 <= value < 256 for value in values
+    ):
+        raise InputError(f"{path} holds no list of integers in [0, 256); {AGAIN}")
     return np.asarray(values, np.int64)
 
 

@@ -104,7 +104,7 @@ def walk(root: Path) -> FileTree:
         InputError: for a folder that cannot be read.
     """
     # A link to a folder around the root would bring in what is not meant, and then the root.
-    around = {*root.absolute().parents, *root.resolve().parents}
+    around = {*Path(os.path.abspath(root)).parents, *root.resolve().parents}
     seen = {_identity(folder) for folder in around}
     found: list[FileTree] = []
     repeated: list[Path] = []

@@ -3,7 +3,7 @@
 Readers check whatever checksum is published, then the number of images in all and per class.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -139,48 +139,44 @@ def _check_counts(
 
 
 def _read_mnist(source: Path, published: Mapping[str, str]) -> Official:
+    def check(path: Path, name: str, data: bytes) -> None:
+        check_digest(path, data, "sha256", published[name])
+
+    return _read_idx(source, check)
+
+
+def _read_fashion_mnist(source: Path, published: Mapping[str, str]) -> Official:
+    def check(path: Path, name: str, data: bytes) -> None:
+        stem = name.partition("-")[0]
+        # Debian's files lack the header fields; a file that has them is compared as it is.
+        whole = with_gzip_header(data, name.removesuffix(".gz"), _FASHION_MNIST_TIMES[stem])
+        check_digest(path, whole, "sha256", published[name])
+
+    return _read_idx(source, check)
+
+
+def _read_idx(folder: Path, check: Callable[[Path, str, bytes], None]) -> Official:
+    """The four idx files. `check` compares a packed one with the sum of its published name."""
     names = [f"{stem}-{kind}-ubyte" for stem in _IDX_STEMS.values() for kind in _IDX_KINDS]
-    paths = [_packed_or_unpacked(source, name) for name in names]
-    unpacked = [path.name for path in paths if path.suffix != ".gz"]
-
-    def check(path: Path, data: bytes) -> None:
-        if path.suffix == ".gz":
-            check_digest(path, data, "sha256", published[path.name])
-
-    splits = _read_idx(paths, check)
+    paths = {name: _find_idx(folder, name) for name in names}
+    data = {path: read_file(path, _IDX_FOLDER) for path in paths.values()}
+    packed = [name for name, path in paths.items() if path.suffix == ".gz"]
+    each(lambda name: check(paths[name], f"{name}.gz", data[paths[name]]), packed)
+    files = list(paths.values())
+    pairs = zip(files[::2], files[1::2], strict=True)
+    parsed = each(lambda pair: read_idx_pair(*pair, data.__getitem__), pairs)
+    splits = dict(zip(_IDX_STEMS, parsed, strict=True))
+    unpacked = [path.name for path in files if path.suffix != ".gz"]
     if unpacked:
         return Official(splits, f"counts checked; no sums are published for {', '.join(unpacked)}")
     return Official(splits, "SHA-256 of all 4 files as published")
 
 
-def _packed_or_unpacked(folder: Path, name: str) -> Path:
-    packed = folder / f"{name}.gz"
-    if packed.exists() or not (folder / name).exists():
-        return packed
-    return folder / name
-
-
-def _read_fashion_mnist(source: Path, published: Mapping[str, str]) -> Official:
-    def check(path: Path, data: bytes) -> None:
-        stem = path.name.partition("-")[0]
-        # Debian's files lack the header fields; a file that has them is compared as it is.
-        whole = with_gzip_header(data, path.name.removesuffix(".gz"), _FASHION_MNIST_TIMES[stem])
-        check_digest(path, whole, "sha256", published[path.name])
-
-    names = [f"{stem}-{kind}-ubyte.gz" for stem in _IDX_STEMS.values() for kind in _IDX_KINDS]
-    splits = _read_idx([source / name for name in names], check)
-    return Official(splits, "SHA-256 of all 4 files as published")
-
-
-def _read_idx(
-    paths: Sequence[Path], check: Callable[[Path, bytes], None]
-) -> dict[str, LabelledImages]:
-    """The splits of `_IDX_STEMS`, each from a file of images and one of labels, after a check."""
-    data = {path: read_file(path, _IDX_FOLDER) for path in paths}
-    each(lambda path: check(path, data[path]), paths)
-    pairs = zip(paths[::2], paths[1::2], strict=True)
-    parsed = each(lambda pair: read_idx_pair(*pair, data.__getitem__), pairs)
-    return dict(zip(_IDX_STEMS, parsed, strict=True))
+def _find_idx(folder: Path, name: str) -> Path:
+    """An idx file, packed or unpacked; some programs that unpack it write a dot into its name."""
+    dotted = name.replace("-idx", ".idx")
+    candidates = [folder / found for found in (f"{name}.gz", name, f"{dotted}.gz", dotted)]
+    return next((path for path in candidates if path.exists()), candidates[0])
 
 
 def _read_cifar10(source: Path, published: Mapping[str, str]) -> Official:
