@@ -24,6 +24,7 @@ from instahide_jax.arguments import parse_args
 from instahide_jax.checkpoint import Checkpoints
 from instahide_jax.config import Experiment, ImageExperiment, TextExperiment
 from instahide_jax.data.embedded import Arrays
+from instahide_jax.distributed import start_backend
 from instahide_jax.encoders import Bert, Model, Variables, make_model
 from instahide_jax.encoders.bert_folder import check_new_folder, save_folder
 from instahide_jax.errors import InputError, run_main
@@ -87,7 +88,12 @@ def main() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every folder it opens
     check_precision()
     arguments = parse_args(Arguments, sys.argv[1:], prog="eval.py")
+    start_backend()
     for module in arguments.imports:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise InputError(
+                f"--imports is {module!r}, no name of a module; give names such as package.module"
+            )
         try:
             import_module(module)
         except ImportError as error:

@@ -31,6 +31,7 @@ from instahide_jax.distributed import (
     ending_at_once,
     is_first,
     join,
+    start_backend,
     stopping,
     together,
     watch_for_stop,
@@ -69,6 +70,7 @@ def main() -> None:
     check_precision()
     experiment, options = parse_command_line(sys.argv[1:])
     join(options.coordinator, options.num_processes, options.process_id, options.join_timeout)
+    start_backend()
     with ending_at_once():
         train(experiment, options, begin)
 

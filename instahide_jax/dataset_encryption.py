@@ -18,12 +18,15 @@ from instahide_jax.data.embedded import check_arrays
 from instahide_jax.errors import InputError
 from instahide_jax.hiding import split_pass_key
 from instahide_jax.instahide import InstaHide, encrypt, encrypt_rows
+from instahide_jax.memory import check_memory
 from instahide_jax.metrics import progress_bar
 from instahide_jax.secret import ALGORITHM, SecretKey, insecure_secret, unwrap
 
 _CHUNK_BYTES = 1 << 24
 _MAX_BATCH = 1024
 _WORDS = 1 << 16  # of 64 bits, drawn at once for the order
+_ORDER_BYTES = 25  # of memory for an encryption's place while the order is drawn
+_SUM_TOLERANCE = 1e-3  # of a soft label
 
 
 class _Rows:
@@ -108,9 +111,10 @@ def encrypt_dataset(
       "image" [B, H, W, C] of scheme.dtype and "label" float32 [B, classes].
 
     Raises:
-      InputError: at the call, before any work: for a key that is no secret, arguments out of range,
-        what is no array or has another dtype, labels out of range or negative, NaN or infinite
-        pixels or labels, and whatever `encrypt` refuses.
+      InputError: at the call, before any work: for a key that is no secret, arguments out of range
+        or beyond the machine's memory, what is no array or has another dtype, labels out of range
+        or negative, soft ones that do not sum to 1, NaN or infinite pixels or labels, a pool for a
+        scheme that mixes none in, and whatever `encrypt` refuses.
     """
     passes = _count("passes", passes)
     if batch_size is not None:
@@ -121,6 +125,7 @@ def encrypt_dataset(
         batch_size = max(
             1, min(_MAX_BATCH, _CHUNK_BYTES // (4 * opened.rows["image"].given[0].size))
         )
+    _check_memory(opened, passes, batch_size, shuffle)
     return _encrypted(bound, opened, passes, batch_size, shuffle, progress)
 
 
@@ -147,6 +152,7 @@ def encryption_order(
     passes = _count("passes", passes)
     bound = SecretKey(unwrap(secret))
     opened = _open(data, public_pool, scheme)
+    _check_passes(passes, opened.size * _ORDER_BYTES)
     return _order(bound.run(_content_digest(opened)), passes, opened.size)
 
 
@@ -258,8 +264,35 @@ def _count(name: str, value: Any) -> int:
     except TypeError:
         count = 0
     if not 1 <= count < 2**32:
-        raise InputError(f"{name} is {value!r}; it must be an integer of at least 1")
+        raise InputError(
+            f"{name} is {value!r}; it must be an integer of at least 1 and below 4294967296"
+        )
     return count
+
+
+def _check_memory(data: _Data, passes: int, batch_size: int, shuffle: bool) -> None:
+    """Refuse passes or batches that would take more memory than the machine has."""
+    partners, image = data.scheme.num_partners, data.rows["image"]
+    _check_passes(passes, data.size * (4 * partners + _ORDER_BYTES * shuffle))
+    rows = min(batch_size, passes * data.size)
+    of_row = image.given[0].size * (4 + (1 + partners) * image.dtype.itemsize)
+    check_memory(
+        "batch_size",
+        batch_size,
+        f"{rows:,} images with their partners and encryptions",
+        rows * of_row,
+        lambda memory: memory // of_row,
+    )
+
+
+def _check_passes(passes: int, of_pass: int) -> None:
+    check_memory(
+        "passes",
+        passes,
+        "order and partners of all encryptions",
+        passes * of_pass,
+        lambda memory: memory // of_pass,
+    )
 
 
 def _open(data: Any, public_pool: Any, scheme: Any) -> _Data:
@@ -283,6 +316,11 @@ def _open(data: Any, public_pool: Any, scheme: Any) -> _Data:
     if is_soft:
         _check_soft(labels)
     pool = None
+    if public_pool is not None and not scheme.num_public:
+        raise InputError(
+            f"public_pool is given, but the scheme, with k={scheme.k}, mixes private images only; "
+            "leave it out, or give InstaHide.cross()"
+        )
     if public_pool is not None:
         pool = _Rows(public_pool, "images of public_pool", "uint8 or float32")
         try:
@@ -316,6 +354,14 @@ def _check_soft(labels: _Rows) -> None:
             raise InputError(
                 f"soft label {start + int(np.argmin(right))} holds NaN, infinity or a negative "
                 "number; correct or remove it"
+            )
+        sums = part.sum(axis=1, dtype=np.float64)
+        right = np.abs(sums - 1) <= _SUM_TOLERANCE
+        if not right.all():
+            index = int(np.argmin(right))
+            raise InputError(
+                f"soft label {start + index} sums to {sums[index]:g}, but must to 1 within "
+                f"{_SUM_TOLERANCE}; divide every label by its sum, as float32, or correct it"
             )
 
 

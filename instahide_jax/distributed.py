@@ -90,6 +90,25 @@ def join(
         )
 
 
+def start_backend() -> None:
+    """Start JAX's backend, as the first array would; in a job, after `join`.
+
+    Raises:
+      InputError: if the user has named platforms that cannot be started here.
+    """
+    named = jax.config.values["jax_platforms"]
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter for "cuda" without JAX's plugin
+        if not named:
+            raise
+        reason = " ".join(str(error).partition(" (set ")[0].split()) or "this machine has none"
+        raise InputError(
+            f"JAX_PLATFORMS is {named!r}, which JAX cannot start here ({reason}); unset it, or "
+            "name what this machine has, such as cpu"
+        ) from error
+
+
 def _check_alone() -> None:
     sizes = {name: os.environ.get(name, "") for name in _JOB_SIZES}
     sizes["TPU_WORKER_HOSTNAMES"] = str(len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")))

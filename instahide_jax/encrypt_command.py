@@ -1,5 +1,6 @@
 """`instahide encrypt`: from a data set to a file of encryptions."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ from instahide_jax.data.image_folder import arrays_from_folder
 from instahide_jax.data.public_pool import load_public_pool
 from instahide_jax.data.sources import measure_statistics, round_statistics
 from instahide_jax.data.tfds_arrays import load_arrays
-from instahide_jax.data.tfds_io import is_name
+from instahide_jax.data.tfds_io import is_name, open_split
 from instahide_jax.dataset_encryption import encrypt_dataset, encryption_order
+from instahide_jax.distributed import start_backend
 from instahide_jax.encrypt_files import (
     check_new_file,
     check_output,
@@ -20,14 +22,17 @@ from instahide_jax.encrypt_files import (
     write_encrypted,
 )
 from instahide_jax.errors import InputError
-from instahide_jax.files import private_file
+from instahide_jax.files import check_private_place, private_file
 from instahide_jax.folders import user_path
 from instahide_jax.instahide import InstaHide
+from instahide_jax.memory import check_memory
 from instahide_jax.secret import read_secret, secret_key, write_secret
 from instahide_jax.version import __version__
 
 if TYPE_CHECKING:
     from instahide_jax.cli import EncryptArguments
+
+_FARTHEST = 10  # standard deviations between a mean that is given and that of the images
 
 
 def encrypt(arguments: "EncryptArguments") -> None:
@@ -38,6 +43,14 @@ def encrypt(arguments: "EncryptArguments") -> None:
     """
     out, order_file, secret_file = _check_files(arguments)
     scheme = _scheme(arguments)
+    start_backend()
+    is_new = not secret_file.exists()
+    if is_new and out is None:
+        raise InputError(
+            f"--secret-file {secret_file} does not exist, so nothing is hidden under it; name the "
+            "secret of the file whose order is wanted, or give --out"
+        )
+    secret = secret_key() if is_new else read_secret(secret_file)
     data, notes = _load(arguments)
     shape = data.images.shape[1:]
     _check_statistics(scheme, data.images)
@@ -46,13 +59,6 @@ def encrypt(arguments: "EncryptArguments") -> None:
         statistics = round_statistics(measure_statistics(data.images))
     scheme = scheme.for_data(data.num_classes, *statistics)
     pool = load_public_pool(arguments.public_pool, shape) if arguments.public_pool else None
-    is_new = not secret_file.exists()
-    if is_new and out is None:
-        raise InputError(
-            f"--secret-file {secret_file} does not exist, so nothing is hidden under it; name the "
-            "secret of the file whose order is wanted, or give --out"
-        )
-    secret = secret_key() if is_new else read_secret(secret_file)
     given = {"image": data.images, "label": data.labels}
     settings: dict[str, Any] = {"scheme": scheme, "passes": arguments.passes}
     if out is not None:
@@ -69,8 +75,8 @@ def encrypt(arguments: "EncryptArguments") -> None:
         total = arguments.passes * len(data.labels)
         try:
             write_encrypted(out, batches, total, _description(scheme, arguments.passes, data))
-        except InputError:
-            if is_new:  # it has hidden nothing that is left
+        except BaseException:
+            if is_new and not out.exists():  # it has hidden nothing that is left
                 secret_file.unlink()
             raise
         order = "in the order of the source" if arguments.keep_order else "in a secret order"
@@ -114,6 +120,8 @@ def _check_files(arguments: "EncryptArguments") -> tuple[Path | None, Path | Non
         if order_file.suffix != ".npy":
             raise InputError(f"order file {order_file} must end in .npy")
         check_new_file(order_file, "order file", "--order-file")
+        check_private_place(order_file, "--order-file")
+    check_private_place(secret_file, "--secret-file")
     outputs = () if out is None else output_files(out)
     for option, path in (("--secret-file", secret_file), ("--order-file", order_file)):
         if path is not None and path.resolve() in {file.resolve() for file in outputs}:
@@ -147,14 +155,31 @@ def _scheme(arguments: "EncryptArguments") -> InstaHide:
 
 
 def _check_statistics(scheme: InstaHide, images: np.ndarray) -> None:
-    """Refuse statistics in levels from 0 to 255, which would standardise to next to nothing."""
-    if scheme.mean is None or scheme.std is None or images.dtype != np.uint8:
+    """Refuse statistics that are not of these images, as of [0, 1] where pixels are in [0, 255]."""
+    if scheme.mean is None or scheme.std is None:
+        return
+    if images.dtype != np.uint8:
+        _check_distance(scheme.mean, scheme.std, measure_statistics(images).mean)
         return
     for option, values in (("--mean", scheme.mean), ("--std", scheme.std)):
         if not all(0 <= value <= 1 for value in values):
             raise InputError(
                 f"{option} is {' '.join(map(str, values))}; give it of pixels in [0, 1], a 255th "
                 "of what it is of pixels in [0, 255]"
+            )
+
+
+def _check_distance(
+    means: tuple[float, ...], stds: tuple[float, ...], measured: tuple[float, ...]
+) -> None:
+    """Refuse to standardise floats to a mean far from 0; `affine` counts the entries."""
+    for channel, exact in enumerate(measured):
+        mean, std = (values[min(channel, len(values) - 1)] for values in (means, stds))
+        if abs(exact - mean) > _FARTHEST * std:
+            raise InputError(
+                f"--mean is {mean} and --std {std}, but the floats of channel {channel} have mean "
+                f"{exact:.3g}, more than {_FARTHEST} --std from it; scale the images to [0, 1], or "
+                "leave --mean and --std out"
             )
 
 
@@ -176,9 +201,14 @@ def _load(arguments: "EncryptArguments") -> tuple[Arrays, tuple[str, ...]]:
     if path.suffix == ".npz":
         _check_options(arguments, "a .npz file", ("size",))
         arrays = arrays_from_npz(path)
-        return (arrays if arguments.size is None else resized(arrays, arguments.size)), ()
+        if arguments.size is None:
+            return arrays, ()
+        count, *_, channels = arrays.images.shape
+        _check_size(arguments.size, 2 * count * channels)  # one by one, and then together
+        return resized(arrays, arguments.size), ()
     if path.is_dir():
         _check_options(arguments, "a folder", ("size", "split", "skip_unreadable"))
+        _check_size(arguments.size, 4)  # the least: two gray images, and one of them twice more
         return arrays_from_folder(
             path, arguments.size, arguments.split, skip_unreadable=arguments.skip_unreadable
         )
@@ -191,7 +221,23 @@ def _load(arguments: "EncryptArguments") -> tuple[Arrays, tuple[str, ...]]:
         raise InputError(f"{path} does not exist; give a TFDS name, a .npz file or a folder")
     _check_options(arguments, "a TFDS name", ("split", "data_dir", "size"))
     split = arguments.split or "train"
+    if arguments.size is not None:
+        opened = open_split(arguments.source, split, arguments.data_dir)
+        _check_size(arguments.size, opened.num_examples * (opened.image_shape[2] or 1))
     return load_arrays(arguments.source, split, arguments.data_dir, arguments.size), ()
+
+
+def _check_size(size: int | None, planes: int) -> None:
+    """Refuse to scale to images larger than the memory; `planes` channels are held at once."""
+    if size is None:
+        return
+    check_memory(
+        "--size",
+        size,
+        f"images of {size} x {size} pixels",
+        planes * size**2,
+        lambda memory: math.isqrt(memory // planes),
+    )
 
 
 def _check_options(arguments: "EncryptArguments", kind: str, taken: tuple[str, ...]) -> None:

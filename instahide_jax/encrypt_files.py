@@ -1,10 +1,12 @@
 """Files of encryptions: whole or absent, and without dates, owners and modes inside."""
 
+import fcntl
 import json
 import os
 import shutil
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,8 @@ def write_encrypted(
 
     PATH.npz holds "image", "label" and "description" (a JSON text), and no dates, owners or modes.
     PATH.npy holds the images, beside it PATH.labels.npy and PATH.json, which are in place before
-    it. Until then everything lies in the folder .NAME.partial beside PATH; one that a kill has left
-    is removed.
+    it. Until then everything lies in the folder .NAME.partial beside PATH; what a kill has left in
+    it is removed.
 
     Args:
       path: ends in .npz or .npy.
@@ -33,35 +35,79 @@ def write_encrypted(
       described: what a reader should know; no secrets.
 
     Raises:
-      InputError: for another suffix, an existing file, or a folder that cannot be written.
+      InputError: for another suffix, an existing file, a folder that cannot be written, or while
+        another process writes the same file.
     """
     check_output(path)
-    folder = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
     try:
-        parts = _write_parts(folder, batches, total)
-        note = json.dumps(described, indent=2) + "\n"
-        if path.suffix == ".npz":
-            np.save(folder / "description.npy", np.array(note))
-            packed = folder / "packed.npz"
-            with zipfile.ZipFile(packed, "w") as archive:  # numpy.savez would load every array
-                for part in (*parts, folder / "description.npy"):
-                    _pack(archive, part)
-            os.replace(packed, path)
-            return
-        images, labels = parts
-        (folder / "note.json").write_text(note)
-        for part, target in zip(
-            (folder / "note.json", labels, images), output_files(path), strict=True
-        ):
-            os.replace(part, target)
+        with _partial_folder(path) as folder:
+            check_output(path)  # another process may have been faster
+            images, labels = _write_parts(folder, batches, total)
+            note = json.dumps(described, indent=2) + "\n"
+            if path.suffix == ".npz":
+                np.save(folder / "description.npy", np.array(note))
+                packed = folder / "packed.npz"
+                with zipfile.ZipFile(packed, "w") as archive:  # numpy.savez would load every array
+                    for part in (images, labels, folder / "description.npy"):
+                        _pack(archive, part)
+                os.replace(packed, path)
+            else:
+                (folder / "note.json").write_text(note)
+                _put_all((folder / "note.json", labels, images), output_files(path))
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror}; free space, or name another --out"
         ) from error
-    finally:
-        shutil.rmtree(folder)
+
+
+@contextmanager
+def _partial_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` that this process alone has, and that is gone afterwards.
+
+    Raises:
+      InputError: while another process has it, or if something else has its name.
+      OSError: where it cannot be made.
+    """
+    folder = path.with_name(f".{path.name}.partial")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"{folder} is in the way; remove it or name another --out")
+    folder.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        handle = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, handle)  # which ends the lock, as the end of the process does
+        if not _lock(handle, folder):
+            raise InputError(
+                f"another process is writing {path}; wait for it, or name another --out"
+            )
+        stack.callback(shutil.rmtree, folder)
+        for left in folder.iterdir():
+            left.unlink()
+        yield folder
+
+
+def _lock(handle: int, folder: Path) -> bool:
+    """Whether no other process has the folder; the lock ends when its handle is closed."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    # What was opened may have been removed by its owner, and another one made in its place.
+    return folder.exists() and os.path.samestat(os.fstat(handle), folder.stat())
+
+
+def _put_all(parts: tuple[Path, ...], targets: tuple[Path, ...]) -> None:
+    """Give files their names, all of them or none; the last one last."""
+    try:
+        for part, target in zip(parts, targets, strict=True):
+            os.replace(part, target)
+    except BaseException:
+        if parts[-1].exists():
+            for part, target in zip(parts, targets, strict=True):
+                if not part.exists():
+                    target.unlink(missing_ok=True)
+        raise
 
 
 def _pack(archive: zipfile.ZipFile, part: Path) -> None:

@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from instahide_jax.errors import InputError
+
+RUN_FILES = ("run.json", "config.json")  # a folder with both is a run folder
+
 
 @contextmanager
 def private_file(path: Path) -> Iterator[IO[bytes]]:
@@ -29,3 +33,37 @@ def private_file(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def check_private_place(
+    path: Path, option: str, what: str | None = None, own: Path | None = None
+) -> None:
+    """Refuse a place where a private file cannot lie, or would be copied with a run folder.
+
+    Args:
+      path: of the file.
+      option: names the file.
+      what: the file, for the message, where it follows from another one that the user has named and
+        that is checked elsewhere; None: the option names it.
+      own: absolute path, without links, of a folder that is to be a run folder.
+
+    Raises:
+      InputError: for a folder, for a file below another file, and inside a run folder.
+    """
+    said, by = (
+        (f"{option} is {path}", "") if what is None else (f"{what} is {path}", f" with {option}")
+    )
+    if not path.name or path.name == ".." or path.is_dir():
+        raise InputError(f"{said}, a folder; name a file{by}")
+    place = path.resolve()
+    there = next(folder for folder in place.parents if folder.exists())
+    if what is None and not there.is_dir():
+        raise InputError(f"{said}, but {there} is no folder; name a file elsewhere{by}")
+    for folder in (place, *place.parents):
+        if folder == own or all((folder / name).is_file() for name in RUN_FILES):
+            remedy = (
+                "move it elsewhere, and name it there" if path.exists() else "name a file elsewhere"
+            )
+            raise InputError(
+                f"{said}, inside the run folder {folder}, which may be copied; {remedy}{by}"
+            )

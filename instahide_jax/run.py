@@ -22,6 +22,7 @@ from instahide_jax.config import (
 )
 from instahide_jax.distributed import exchange, is_first, merged, together
 from instahide_jax.errors import InputError
+from instahide_jax.files import RUN_FILES, check_private_place
 from instahide_jax.secret import (
     ALGORITHM,
     SecretKey,
@@ -33,8 +34,7 @@ from instahide_jax.secret import (
 from instahide_jax.version import __version__
 
 _PARTITIONABLE = "jax_threefry_partitionable"
-_CONFIG = "config.json"
-_RUN = "run.json"
+_RUN, _CONFIG = RUN_FILES
 
 
 class Statistics(NamedTuple):
@@ -87,8 +87,8 @@ def secret_files(folder: Path, named: Path | None, held: range, clients: int) ->
       clients: K.
 
     Raises:
-      InputError: if several clients would have the same file, or it cannot be a file outside the
-        run folder.
+      InputError: if several clients would have the same file, or it cannot be a file outside this
+        and every other run folder.
     """
     place = folder.resolve()  # of "runs/a/.." too, which names no place beside it
     if not place.name:
@@ -97,24 +97,21 @@ def secret_files(folder: Path, named: Path | None, held: range, clients: int) ->
         )
     if named is None:
         beside = place if ".." in folder.parts else folder.absolute()
-        return {
+        files = {
             client: beside.with_name(
                 f"{beside.name}.secret" if clients == 1 else f"{beside.name}.client{client}.secret"
             )
             for client in held
         }
+        for file in files.values():
+            check_private_place(file, "--secret-file", f"the secret of {folder}", place)
+        return files
     if len(held) > 1 and "{client}" not in named.name:
         raise InputError(
             f"--secret-file is {named} for {len(held)} clients, which would share it; put "
             "{client} into the name of the file"
         )
-    if not named.name or named.name == ".." or named.is_dir():
-        raise InputError(f"--secret-file is {named}, a folder; name a file")
-    if named.resolve().is_relative_to(place):
-        raise InputError(
-            f"--secret-file is {named}, inside the run folder {folder}, which may be copied; name "
-            "a file elsewhere"
-        )
+    check_private_place(named, "--secret-file", own=place)
     return {client: named.with_name(named.name.replace("{client}", str(client))) for client in held}
 
 
@@ -276,13 +273,21 @@ def read_statistics(folder: Path) -> Statistics:
 
 
 def _data_of(folder: Path) -> list[str]:
-    data = _described(folder).get("data")
-    return data if isinstance(data, list) else []
+    data: list[str] = _described(folder)["data"]
+    return data
 
 
 def _described(folder: Path) -> dict[str, Any]:
-    described = _read_json(folder / _RUN)
-    return described if isinstance(described, dict) else {}
+    path = folder / _RUN
+    described = _read_json(path)
+    kinds = {"fingerprint": str, "data": list, "mean": list | None, "std": list | None}
+    if not isinstance(described, dict) or not all(
+        isinstance(described.get(name), kind) for name, kind in kinds.items()
+    ):
+        raise InputError(
+            f"{path} is damaged: it describes no run; restore it, or train anew in another folder"
+        )
+    return described
 
 
 def _data_mark(identities: list[str]) -> str:
@@ -338,7 +343,7 @@ def _check_same(folder: Path, experiment: Experiment, mark: bytes) -> bool:
             f"{folder} holds another experiment ({'; '.join(changed)}); "
             "use the same settings to resume it, or another --workdir"
         )
-    if _described(folder).get("fingerprint") != mark.hex():
+    if _described(folder)["fingerprint"] != mark.hex():
         raise InputError(
             f"{folder} was started on other data or with another version of instahide-jax; "
             "its one-time keys must not meet other images: use another --workdir"

@@ -147,7 +147,9 @@ def write_secret(path: str | Path, secret: SecretKey) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     except OSError as error:
-        raise InputError(f"cannot write a secret below {path.parent}: {error.strerror}") from None
+        raise InputError(
+            f"cannot write a secret below {path.parent}: {error.strerror}; name another place"
+        ) from None
     try:
         with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(data.hex() + "\n")
@@ -157,7 +159,9 @@ def write_secret(path: str | Path, secret: SecretKey) -> None:
     except FileExistsError:
         raise InputError(f"secret file {path} exists already; name another one") from None
     except OSError as error:
-        raise InputError(f"cannot write secret file {path}: {error.strerror}") from None
+        raise InputError(
+            f"cannot write secret file {path}: {error.strerror}; free space, or name another one"
+        ) from None
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -193,7 +197,9 @@ def read_secret(path: str | Path) -> SecretKey:
             "before: restore the file, or start a new run in another folder"
         ) from None
     except OSError as error:
-        raise InputError(f"secret file {path} cannot be read: {error.strerror}") from None
+        raise InputError(
+            f"secret file {path} cannot be read: {error.strerror}; mend that, or name another one"
+        ) from None
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
         raise InputError(

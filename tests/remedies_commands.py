@@ -3,7 +3,7 @@
 import gzip
 import importlib.resources
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -144,6 +144,11 @@ def hiding_data_sets(place: Path) -> None:
             {"data": DATA | {"label": soft}},
         ),
         (
+            {"data": DATA | {"label": 7 * soft}},
+            "divide every label by its sum, as float32",
+            {"data": DATA | {"label": 7 * soft / (7 * soft).sum(axis=1, keepdims=True)}},
+        ),
+        (
             {"scheme": replace(scheme, k=7)},
             "give more, or lower k",
             {"scheme": replace(scheme, k=6)},
@@ -170,10 +175,22 @@ def hiding_data_sets(place: Path) -> None:
         patch.setattr("os.access", lambda *_: False)
         with refused("folder nowhere cannot be written; name another"):
             check_output(Path("nowhere/x.npz"))
+    left = Path(".x.npz.partial")
+    left.write_text("mine")
+    with refused(".x.npz.partial is in the way; remove it or name another --out"):
+        write_encrypted(Path("x.npz"), iter([]), 0, {})
+    left.unlink()
     batch = {"image": np.zeros((6, 99), np.float32), "label": np.zeros((6, 2), np.float32)}
     with files_up_to(1000), refused("free space, or name another --out"):
         write_encrypted(Path("x.npz"), iter([batch]), 6, {})
-    write_encrypted(Path("x.npz"), iter([batch]), 6, {})
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        with refused("wait for it, or name another --out"):
+            write_encrypted(Path("x.npz"), iter([batch]), 6, {})
+        write_encrypted(Path("other.npz"), iter([batch]), 6, {})
+        yield batch
+
+    write_encrypted(Path("x.npz"), batches(), 6, {})
 
 
 @case
@@ -224,6 +241,7 @@ def the_eval_program(place: Path) -> None:
     Path("imported.py").write_text("")
     with pytest.MonkeyPatch.context() as patch:
         for options, message in (
+            (("--imports", "../x"), "give names such as package.module"),
             (("--imports", "imported"), "install it, or set PYTHONPATH to its folder"),
             (("--client", "1"), "the run has clients 0 to 0"),
         ):

@@ -83,6 +83,14 @@ def run_folders(place: Path) -> None:
         config.write_bytes(damaged)
         with refused(message):
             read_experiment(run)
+    config.write_bytes(whole)
+    described = run / "run.json"
+    before = described.read_bytes()
+    described.write_bytes(b"[]")
+    with refused("restore it, or train anew in another folder"):
+        opened(run)
+    described.write_bytes(before)
+    opened(run)
     config.unlink()
     (run / "checkpoints" / "3").mkdir(parents=True)
     with refused("restore it, or use another --workdir"):

@@ -1,5 +1,7 @@
 """What users give `encrypt_dataset`: it is taken as what it is, or refused in one line."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,11 +25,13 @@ from instahide_jax import (
     encrypt_dataset,
     encryption_order,
     insecure_secret,
+    memory,
 )
 
 __all__ = ["one_key_for_many_calls"]  # a fixture
 pytestmark = pytest.mark.usefixtures("compiled_once", "one_key_for_many_calls")
-SOFT_NAN = np.where(np.arange(21)[:, None] == 2, np.nan, np.eye(CLASSES)[ARRAYS.labels])
+SOFT = np.eye(CLASSES)[ARRAYS.labels]
+SOFT_NAN = np.where(np.arange(21)[:, None] == 2, np.nan, SOFT)
 FLOATS = DATA["image"] / np.float64(255)
 AS_GIVEN = {
     "lists": {"image": FLOATS.tolist(), "label": ARRAYS.labels.tolist()},
@@ -130,9 +134,23 @@ def test_what_is_no_data_is_refused_in_one_line(name, scheme):
         ({"data": None}, "data is a NoneType; give a dict of 'image' and 'label'"),
         ({"data": tuple(DATA.values())}, "data is a tuple; give a dict"),
         ({"data": DATA | {3: 0}}, "data has entries .*'3'.*released in clear"),
-        ({"public_pool": DATA["image"].astype(object)}, "images of public_pool have dtype object"),
-        ({"public_pool": 3}, r"public_pool: images have shape \(\)"),
-        ({"public_pool": np.ma.array(DATA["image"])}, "images of public_pool are a masked array"),
+        (
+            {"public_pool": DATA["image"]},
+            "public_pool is given, but the scheme, with k=4, mixes pr",
+        ),
+        (
+            {"public_pool": DATA["image"], "scheme": replace(CROSS, k=2)},
+            "with k=2, mixes private images only; leave it out, or",
+        ),
+        (
+            {"public_pool": DATA["image"].astype(object), "scheme": CROSS},
+            "images of public_pool have dtype object",
+        ),
+        ({"public_pool": 3, "scheme": CROSS}, r"public_pool: images have shape \(\)"),
+        (
+            {"public_pool": np.ma.array(DATA["image"]), "scheme": CROSS},
+            "images of public_pool are a masked array",
+        ),
         ({"passes": 2.0}, "passes is 2.0; it must be an integer of at least 1"),
         ({"passes": "2"}, "passes is '2'; it must be an integer"),
         ({"batch_size": 1.5}, "batch_size is 1.5; it must be an integer"),
@@ -162,12 +180,46 @@ def test_other_arguments_are_refused_in_one_line(settings, message):
         ({"data": DATA | {"label": ARRAYS.labels + 1}}, "label 3 is 4: must be in"),
         ({"data": DATA | {"label": SOFT_NAN}}, "soft label 2 holds NaN, infinity or a negative"),
         ({"scheme": CROSS, "public_pool": DATA["image"][:, :4]}, "public_pool holds uint8 images"),
-        ({"public_pool": np.full((9, 8, 8, 1), np.inf)}, "image 0 holds NaN or infinite"),
+        (
+            {"scheme": CROSS, "public_pool": np.full((9, 8, 8, 1), np.inf)},
+            "public_pool: image 0 holds NaN or infinite",
+        ),
+        (
+            {"data": DATA | {"label": SOFT * 7}},
+            r"soft label 0 sums to 7, but must to 1 within 0\.0",
+        ),
+        ({"data": DATA | {"label": SOFT * 1.002}}, r"soft label 0 sums to 1\.002, but must to 1"),
+        ({"data": DATA | {"label": SOFT * 0}}, "soft label 0 sums to 0, but"),
     ],
 )
 def test_wrong_arguments_are_refused_at_the_call(settings, message):
     with pytest.raises(InputError, match=message):
         encrypt_dataset(SECRET, **{"data": DATA, "scheme": SCHEME} | settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "right"),
+    [  # for an image 3 times 4 bytes of partners and 25 of its place; 8 x 8 pixels 4 + 4 times
+        ({"passes": 13}, "passes is 13: order and .*; lower passes to at most 12", {"passes": 12}),
+        (
+            {"batch_size": 20},
+            r"batch_size is 20: 20 images .* 0 GB, .*; lower batch_size to at most 19",
+            {"batch_size": 19},
+        ),
+        ({"batch_size": 10**9}, "batch_size is 1000000000: 21 images", {"batch_size": 1}),
+        ({"passes": 2**32}, "passes is 4294967296; .* at least 1 and below 4294967296", {}),
+    ],
+)
+def test_what_the_memory_does_not_hold_is_refused_at_the_call(
+    monkeypatch, settings, message, right
+):
+    monkeypatch.setattr(memory, "machine_memory", lambda: 10_000)
+    with pytest.raises(InputError, match=message):
+        encrypt_dataset(SECRET, DATA, scheme=SCHEME, **settings)
+    encrypt_dataset(SECRET, DATA, scheme=SCHEME, **{"batch_size": 4} | right)
+    order = {"passes": 10_000 // (21 * 25) + 1}
+    with pytest.raises(InputError, match=r"passes is 20: .* to at most 19"):
+        encryption_order(SECRET, DATA, scheme=SCHEME, **order)
 
 
 def test_nan_pixels_are_refused():

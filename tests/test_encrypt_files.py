@@ -53,6 +53,51 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_at_once_do_not_write_the_same_file(tmp_path):
+    def batches():
+        with pytest.raises(InputError, match=r"another process is writing .*a\.npz; wait for it"):
+            write_encrypted(tmp_path / "a.npz", _batches([5]), 5, {})
+        yield from _batches([5])
+
+    write_encrypted(tmp_path / "a.npz", batches(), 5, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_what_a_kill_has_left_is_removed_and_nothing_else(tmp_path):
+    left = tmp_path / ".a.npz.partial"
+    left.write_bytes(b"precious")
+    with pytest.raises(InputError, match=r"\.a\.npz\.partial is in the way; remove it or name an"):
+        write_encrypted(tmp_path / "a.npz", _batches([5]), 5, {})
+    assert left.read_bytes() == b"precious"
+    left.unlink()
+    left.mkdir()
+    (left / "image.npy").write_bytes(b"half")
+    write_encrypted(tmp_path / "a.npz", _batches([5]), 5, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_failure_between_the_files_leaves_none(tmp_path, monkeypatch, place):
+    replace, calls = os.replace, []
+
+    def interrupted(*paths):
+        calls.append(paths)
+        if len(calls) > place:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_encrypted(tmp_path / "a.npy", _batches([5]), 5, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_too_long_for_the_folder(tmp_path):
+    with pytest.raises(InputError, match=r"cannot write .*: File name too long; .* another --out"):
+        write_encrypted(tmp_path / f"{'a' * 245}.npz", _batches([5]), 5, {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_output_that_cannot_be_used(tmp_path):
     taken = tmp_path / "taken.npz"
     taken.write_bytes(b"precious")

@@ -21,7 +21,7 @@ PROGRAMS = [
 
 # From the bottom up; a module imports from lower layers, or from its own where that is no circle.
 LAYERS = [
-    ["errors", "arrays", "files", "folders", "metrics", "scores", "version"],
+    ["errors", "arrays", "files", "folders", "memory", "metrics", "scores", "version"],
     ["chance", "device_groups", "distributed"],
     ["prng", "secret", "arguments", "parallel", "placement", "compiled", "boundary", "pictures"],
     ["coefficients", "data"],

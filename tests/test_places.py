@@ -82,12 +82,25 @@ def test_the_secret_lies_beside_the_run_folder(folder, secret, home):
         ("runs/a", ".", r"--secret-file is \., a folder; name a file"),
         ("runs/a", "..", r"--secret-file is \.\., a folder; name a file"),
         ("runs/a", "runs", "--secret-file is runs, a folder; name a file"),
-        ("runs/a", "runs/a/key", "--secret-file is runs/a/key, inside the run folder runs/a"),
-        ("runs/a", "runs/a/b/../key", "inside the run folder runs/a, which may be copied"),
+        ("runs/a", "FILE/key", "--secret-file is FILE/key, but .*/FILE is no folder; name a file"),
+        ("runs/a", "runs/a/key", "--secret-file is runs/a/key, inside the run folder .*/runs/a,"),
+        ("runs/a", "runs/a/b/../key", "inside the run folder .*/runs/a, which may be copied; name"),
+        ("runs/a", "run/b/key", "--secret-file is run/b/key, inside the run folder .*/run, which"),
+        ("runs/a", "run/old", "inside the run folder .*/run, .*; move it elsewhere, and name it"),
+        ("runs/a", "link", "--secret-file is link, inside the run folder .*/run, which may be"),
+        (
+            "run/b",
+            None,
+            "the secret of run/b is .*/run/b.secret, inside .*elsewhere with --secret-",
+        ),
     ],
 )
 def test_places_where_no_secret_can_be(folder, named, message, home):
-    (home / "runs").mkdir()
+    for made in ("runs", "run"):
+        (home / made).mkdir()
+    for made in ("FILE", "run/config.json", "run/run.json", "run/old"):
+        (home / made).write_text("")
+    (home / "link").symlink_to("run/key")
     with pytest.raises(InputError, match=message):
         secret_files(Path(folder), None if named is None else Path(named), range(1), 1)
 
@@ -104,6 +117,7 @@ def place(tmp_path_factory):
         (("--workdir", "/"), "--workdir is /, and beside it is no place"),
         (("--secret-file", ""), "--secret-file is empty; name a file or folder"),
         (("--secret-file", "/"), "--secret-file is /, a folder; name a file"),
+        (("--secret-file", "FILE/a"), "/FILE is no folder; name a file elsewhere"),
         (("--execution.compilation-cache", ""), "execution.compilation_cache is empty; name"),
         (("--execution.compilation-cache", "FILE"), "is no folder that can be written"),
         (("--workdir", "FILE"), "FILE"),

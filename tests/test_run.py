@@ -233,7 +233,7 @@ def test_folder_that_cannot_be_made(tmp_path):
 
 def test_a_secret_that_cannot_be_written_leaves_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write a secret below"):
+    with pytest.raises(InputError, match="file is no folder; name a file elsewhere"):
         _open(tmp_path / "a", EXPERIMENT, ["data"], tmp_path / "file" / "secret")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
@@ -253,8 +253,13 @@ def test_a_bad_secret_leaves_no_folder(tmp_path):
 def test_damaged_descriptions(tmp_path, name, content):
     _open(tmp_path / "a", EXPERIMENT, ["data"])
     (tmp_path / "a" / name).write_text(content)
-    with pytest.raises(InputError):
+    message = "run.json (is damaged: it describes no run; restore|cannot be read)"
+    with pytest.raises(InputError, match=message if name == "run.json" else "config.json|another"):
         _open(tmp_path / "a", EXPERIMENT, ["data"])
+    if name == "run.json":
+        for reads in (lambda folder: check_data(folder, ["data"]), read_statistics):
+            with pytest.raises(InputError, match=message):
+                reads(tmp_path / "a")
 
 
 def test_no_run_folder(tmp_path):

@@ -127,6 +127,33 @@ def test_statistics_take_little_memory(dtype, channels):
     assert peak < 30e6
 
 
+PIXELS = pixels(4, 6, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (None, "images have dtype object: convert to uint8 or float32"),
+        (PIXELS.tolist(), "images have dtype int64: convert to uint8 or float32, after scaling"),
+        (PIXELS[..., 0], r"images have shape \(4, 6, 5\): expected 4 dimensions"),
+        (PIXELS.reshape(-1), r"images have shape \(120,\): expected 4 dimensions"),
+        (PIXELS[:0], "the image set is empty"),
+        (np.where(PIXELS > 9, PIXELS, np.nan), "image 1 holds NaN or infinite pixels"),
+        (np.ma.array(PIXELS), "images are a masked array"),
+        (PIXELS * 1j, "images have dtype complex128"),
+    ],
+)
+def test_statistics_of_no_images(images, message):
+    with pytest.raises(InputError, match=message) as caught:
+        measure_statistics(images)
+    assert "\n" not in str(caught.value)
+
+
+def test_statistics_of_a_list_of_floats():
+    floats = (PIXELS / 255).astype(np.float32)
+    assert measure_statistics([*floats]) == measure_statistics(floats)
+
+
 @pytest.mark.parametrize("value", [51, np.float32(0.1)])
 def test_a_constant_channel_standardises_to_zero(value):
     dtype = np.uint8 if value == 51 else np.float32
@@ -151,6 +178,24 @@ def test_rounded_statistics_have_two_digits_and_standardise_alike(mean, std, rou
     assert made == ((rounded[0],) * 2, (rounded[1],) * 2)
     assert abs(made.mean[0] - mean) <= std / 20
     assert abs(made.std[0] / std - 1) <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        (Statistics((0.5,), (0.0,)), "mean is 0.5 and std 0.0; give finite numbers, and a std abo"),
+        (Statistics((0.5,), (-1.0,)), "mean is 0.5 and std -1.0; give finite"),
+        (Statistics((0.5,), (float("nan"),)), "std nan; give finite"),
+        (Statistics((float("inf"),), (0.5,)), "mean is inf and std 0.5; give finite"),
+        (Statistics((0.5, 0.5), (0.5,)), "statistics are a Statistics that is no array"),
+        (None, "statistics have dtype object"),
+        ((0.5, 0.5), r"statistics have shape \(2,\); give a mean and a std per channel"),
+    ],
+)
+def test_statistics_that_are_none(statistics, message):
+    with pytest.raises(InputError, match=message) as caught:
+        round_statistics(statistics)
+    assert "\n" not in str(caught.value)
 
 
 # Data sets

@@ -23,7 +23,11 @@ from instahide_jax.errors import InputError
 NOTHING = [
     *("", " ", "\t", "\u00a0", "nan", "NaN", "NAN", "-nan", "NULL", "null", "Null", "N/A", "n/a"),
     *("NA", "na", "-", "--", "?", "None", "none", "<NA>", "#N/A", "\\N", "n.a.", ".", "–"),
+    *("#N/A N/A", "#NV", "#DIV/0!", "#SPILL!", "#NAME?", "1.#QNAN", "-1.#IND", "-nan(ind)"),
+    *("<NULL>", "[NULL]", "(none)", "{}", "[]", "n.a", "n.d.", "_", "*", "―", "\u2212"),
+    *("NA_character_", "missing", "unlabeled", "N/A\u200b", "Not available"),
 ]
+SOMETHING = ["0", "+", "none of these", "n", "value", "name", "#1", "nano", "no", "unknown", "#wow"]
 ENCODER = Bert(vocab_size=30, hidden=8, layers=1, heads=2, intermediate=8, positions=16)
 
 
@@ -49,6 +53,23 @@ def read(path: Path, **options: Any) -> Texts:
 
 
 # 10: no label
+
+
+@pytest.mark.parametrize("label", SOMETHING)
+def test_what_is_a_label(tmp_path: Path, label: str) -> None:
+    texts = read(write(tmp_path / "t.csv", ["positive", label]))
+    assert set(texts.class_names or ()) == {"positive", label}
+
+
+@pytest.mark.parametrize("label", ["1e400", "-1e400", "1.#INF", "1e99999999999999999999999"])
+def test_numbers_that_are_not_finite_are_no_classes(tmp_path: Path, label: str) -> None:
+    with pytest.raises(InputError, match=r"line 3: the label '.*' is no finite number: correct it"):
+        read(write(tmp_path / "t.csv", ["0", label]))
+
+
+def test_integers_of_any_length_are_classes(tmp_path: Path) -> None:
+    texts = read(write(tmp_path / "t.csv", ["9" * 5000, "7", "-3"]))
+    assert texts.class_names == ("-3", "7", "9" * 5000)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])

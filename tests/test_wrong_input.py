@@ -113,6 +113,15 @@ def test_wrong_input_is_one_line_and_writes_nothing(case, place, call, tmp_path,
             "batch_size is 20, which 8 devices cannot share evenly; use 16 or 24",
         ),
         ("eval.py", ("nowhere",), {}, "nowhere is no run folder"),
+        (
+            "train.py",
+            ("tiny.py",),
+            {"JAX_PLATFORMS": "bogus"},
+            "JAX_PLATFORMS is 'bogus', which JAX cannot start here (Unable to initialize backend",
+        ),
+        ("eval.py", ("nowhere",), {"JAX_PLATFORMS": "tpu,cuda"}, "JAX_PLATFORMS is 'tpu,cuda'"),
+        ("eval.py", ("nowhere", "--imports", ""), {}, "--imports is '', no name of a module"),
+        ("eval.py", ("nowhere", "--imports", "../x"), {}, "--imports is '../x', no name of a"),
     ],
 )
 def test_programs_exit_with_2(place, program_file, arguments, settings, message):

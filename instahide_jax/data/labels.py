@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,16 +14,20 @@ from instahide_jax.data.tables import did_you_mean
 from instahide_jax.errors import InputError
 
 UNLABELLED = -1  # the label of a text whose label is hidden or unknown, as in TFDS
-# What programs and people write into a cell for which they have nothing: pandas, R, databases,
-# spreadsheets, SNLI and MNLI (a dash where the annotators did not agree). In lower case.
-_NOTHING = frozenset(
-    (
-        *("", "-", "--", "---", "–", "—", "?", "??", ".", "nan", "-nan", "+nan", "nat"),
-        *("null", "(null)", "nil", "none", "undefined", "na", "n/a", "n.a.", "<na>", "<n/a>"),
-        *("#n/a", "#na", "#null!", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "\\n"),
-    )
+# What programs and people write into a cell for which they have nothing, in lower case: words and
+# marks, in any brackets and quotes; SNLI and MNLI have a dash where the annotators did not agree.
+_NOTHING = re.compile(
+    r"""[-–—―−?.*_"'()\[\]{}<>\s]*"""
+    r"""(nan|nat|null|nil|none|undefined|missing|unlabell?ed|na|n/a|n\.a|n\.d|not\ available)?"""
+    r"""[-–—―−?.*_"'()\[\]{}<>\s]*""",
+    re.VERBOSE,
 )
-_INFINITIES = ("inf", "+inf", "-inf", "infinity", "+infinity", "-infinity")
+# Likewise, of C and R (no number), databases, and spreadsheets.
+_NOTHING_OF_PROGRAMS = re.compile(
+    r"[+-]?nan(\(\w*\))?|[+-]?1\.#(qnan|snan|ind)\d*|na_\w+_|\\n|#n/?a( n/a)?|#nv|#[a-z/0_]+[!?]"
+)
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
+_INFINITY = re.compile(r"[+-]?(inf(inity)?|1\.#inf)")
 _INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _LARGEST = 18  # digits of an integer that is written with a point or an exponent
@@ -54,7 +58,7 @@ class Cell:
         Beside named classes also where it is -1, as data sets number hidden labels.
         """
         hidden = class_names is not None and self.value == str(UNLABELLED)
-        if not hidden and self.text.lower() not in _NOTHING:
+        if not hidden and not says_nothing(self.text):
             return False
         names = class_names or ()
         return self.text not in names and self.value not in map(as_integer, names)
@@ -84,6 +88,12 @@ def cell(where: str, column: str, value: Any) -> Cell:
     return Cell(where, column, str(value).strip())
 
 
+def says_nothing(text: str) -> bool:
+    """Whether a text stands for no label at all."""
+    visible = text.translate(_INVISIBLE).strip().lower()
+    return bool(_NOTHING.fullmatch(visible) or _NOTHING_OF_PROGRAMS.fullmatch(visible))
+
+
 def as_integer(text: str) -> str:
     """An integer without plus, point and exponent: "1.0", "+1" and "1e0" become "1".
 
@@ -91,7 +101,10 @@ def as_integer(text: str) -> str:
     """
     if not _INTEGER.fullmatch(text):
         return text
-    number = Decimal(text)
+    try:
+        number = Decimal(text)
+    except InvalidOperation:  # an exponent of many digits
+        return text
     if number.adjusted() > _LARGEST or number != number.to_integral_value():
         return text
     return str(int(number))
@@ -150,15 +163,17 @@ def _occurring(path: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
             f"{path}: labels such as {decimal!r} are no classes; set regression=True to learn "
             "numbers, or name the class_names"
         )
-    spelled: dict[int, str] = {}
+    spelled: dict[Decimal, str] = {}
     for cell in cells:
         value = cell.value
-        if _is_integer(value) and spelled.setdefault(int(value), value) != value:
+        number = Decimal(value) if _is_integer(value) else None
+        if number is not None and spelled.setdefault(number, value) != value:
             raise InputError(
-                f"{cell.where}: the label {cell.text!r} is the number {int(value)}, which also "
-                f"stands as {spelled[int(value)]!r}: write it in one way, or name the class_names"
+                f"{cell.where}: the label {cell.text!r} is the number {number}, which also "
+                f"stands as {spelled[number]!r}: write it in one way, or name the class_names"
             )
-        if value.lower() in _INFINITIES:
+        too_large = number is None and _NUMBER.fullmatch(value) and as_number(value) is None
+        if too_large or _INFINITY.fullmatch(value.lower()):
             raise InputError(
                 f"{cell.where}: the label {cell.text!r} is no finite number: correct it, or list "
                 "it in class_names where it is a class"
@@ -193,5 +208,5 @@ def _is_decimal(value: str) -> bool:
 def _order(values: set[str]) -> Callable[[str], Any]:
     """A key to sort by: as numbers where all values are integers, else as strings."""
     if all(map(_is_integer, values)):
-        return lambda value: (int(value), value)
+        return lambda value: (Decimal(value), value)
     return str

@@ -8,7 +8,6 @@ here is secret: seed, photos and patches are public.
 import fnmatch
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from instahide_jax.data.pool_files import (
     write,
 )
 from instahide_jax.errors import InputError
+from instahide_jax.memory import check_memory
 from instahide_jax.metrics import progress, progress_bar
 
 # A photo is given up when, after so many tries, a smaller share than this was accepted.
@@ -279,18 +279,14 @@ def _find_photos(
 
 def _empty_pool(parameters: PoolParameters) -> np.ndarray:
     shape = pool_shape(asdict(parameters))
-    # Asked of the system: the kernel may promise more than there is, and kill the program later.
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        if math.prod(shape) > memory:
-            raise MemoryError
-        return np.empty(shape, np.uint8)
-    except MemoryError:
-        raise InputError(
-            f"--count is {parameters.count}: patches of {parameters.size} pixels take "
-            f"{math.prod(shape) / 1e9:,.0f} GB, the machine has {memory / 1e9:,.0f} GB of memory; "
-            f"lower --count to at most {memory // math.prod(shape[1:])}, or --size"
-        ) from None
+    check_memory(
+        "--count",
+        parameters.count,
+        f"patches of {parameters.size} pixels",
+        math.prod(shape),
+        lambda memory: memory // math.prod(shape[1:]),
+    )
+    return np.empty(shape, np.uint8)
 
 
 def _fill(

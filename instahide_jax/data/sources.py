@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from instahide_jax.data.embedded import Arrays, make_arrays, mnist5k
+from instahide_jax.arrays import as_array
+from instahide_jax.data.embedded import Arrays, check_arrays, make_arrays, mnist5k
 from instahide_jax.data.public_pool import load_public_pool
 from instahide_jax.data.tfds_arrays import load_arrays
 from instahide_jax.data.tfds_io import Split, open_split
@@ -16,6 +17,7 @@ from instahide_jax.errors import InputError
 from instahide_jax.folders import user_path
 
 _BLOCK = 1 << 20  # values that are measured together
+_LARGEST = 1e38  # of mean and deviation: what float32 holds
 
 
 class Statistics(NamedTuple):
@@ -168,12 +170,18 @@ class TfdsStream(DataConfig):
 
 
 def measure_statistics(images: np.ndarray) -> Statistics:
-    """Exact mean and standard deviation per channel of images [N, H, W, C], pixels in [0, 1].
+    """Exact mean and standard deviation per channel of images [N, H, W, C], uint8 or floats.
 
+    Of pixels in [0, 1], which those of uint8 become by division by 255, and floats are as given.
     In blocks: memory maps stay on the disk, and a few ten megabytes are taken beside the images,
     whatever their number. A constant channel has standard deviation 1, so that it standardises to
     0.
+
+    Raises:
+      InputError: whatever `check_arrays` finds in the images.
     """
+    images = np.asarray(as_array(images, "images", "uint8 or float32"))
+    check_arrays(images, np.zeros(images.shape[:1], np.int32), 1)
     measured = [
         _of_bytes(images, c) if images.dtype == np.uint8 else _of_floats(images, c)
         for c in range(images.shape[-1])
@@ -219,9 +227,19 @@ def round_statistics(statistics: Statistics) -> Statistics:
     standardised with them are off by at most a twentieth of a standard deviation and by 5 % in
     scale, which a first layer learns to even out. The exact mean tells the sum of all pixels: who
     has all images but one could check a guess of that one against it.
+
+    Raises:
+      InputError: unless both have as many finite numbers, and every deviation is above 0.
     """
+    given = np.asarray(as_array(statistics, "statistics", "floats"), np.float64)
+    if given.ndim != 2 or len(given) != 2:
+        raise InputError(f"statistics have shape {given.shape}; give a mean and a std per channel")
     means, stds = [], []
-    for mean, std in zip(*statistics, strict=True):
+    for mean, std in given.T.tolist():
+        if not (abs(mean) < _LARGEST and 0 < std < _LARGEST):
+            raise InputError(
+                f"mean is {mean} and std {std}; give finite numbers, and a std above 0"
+            )
         digits = 1 - math.floor(math.log10(std))
         means.append(round(mean, digits))
         stds.append(round(std, digits))
