@@ -255,9 +255,9 @@ def _digests():
         "soft": _digest(DATA | {"label": np.eye(CLASSES)[labels]}),
         "floats": _digest(DATA | {"image": DATA["image"].astype(np.float32)}),
         "shape": _digest(DATA | {"image": flipped.reshape(21, 4, 16, 1)}),
-        "pool": _digest(pool=pool),
-        "another pool": _digest(pool=pool[::-1]),
         "scheme": _digest(scheme=other),
+        "pool": _digest(pool=pool, scheme=CROSS),
+        "another pool": _digest(pool=pool[::-1], scheme=CROSS),
     }
 
 
