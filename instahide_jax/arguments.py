@@ -11,7 +11,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args
 
 import tyro
 from tyro.constructors import (
@@ -23,7 +24,6 @@ from tyro.constructors import (
 )
 
 from instahide_jax.errors import InputError
-from instahide_jax.folders import user_path
 
 T = TypeVar("T")
 
@@ -89,6 +89,7 @@ def _cli(parser: Any, argv: Sequence[str], default: Any, prog: str) -> Any:
     registry = ConstructorRegistry()
     registry.struct_rule(_narrow_to_default)
     registry.primitive_rule(_path)
+    registry.primitive_rule(_optional)
     return tyro.cli(
         parser,
         args=argv,
@@ -100,15 +101,73 @@ def _cli(parser: Any, argv: Sequence[str], default: Any, prog: str) -> Any:
 
 
 def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-    """Paths as `user_path` reads them."""
+    """Paths as users type them, with ~ for a home folder."""
     if info.type is not Path:
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",
-        instance_from_str=lambda words: user_path(words[0], "a path"),
+        instance_from_str=lambda words: _local_path(words[0]),
         is_instance=lambda value: isinstance(value, Path),
         str_from_instance=lambda path: [str(path)],
+    )
+
+
+def _local_path(word: str) -> Path:
+    """The path that a user types.
+
+    Raises:
+        ValueError: for what names no place on this machine. tyro adds the option's name, which is
+            not known here, so it is no `InputError` yet.
+    """
+    if not word.strip():
+        raise ValueError(f"{word!r} is no path; name a file or folder")
+    if "://" in word:  # of which a path would keep one slash
+        raise ValueError(
+            f"{word!r} is an address; name a local file or folder: mount or copy what is elsewhere"
+        )
+    try:
+        return Path(word).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{word!r} is of a user who has no home folder; write the whole path"
+        ) from None
+
+
+def _checked_text(words: list[str]) -> str:
+    _local_path(words[0])
+    return words[0]
+
+
+# A path that is kept as it is typed: it may be something else, such as a data set's name.
+PathText = Annotated[
+    str,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=_checked_text,
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda text: [text],
+    ),
+]
+
+
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """What is of one kind or None, read as that kind: errors then speak of that alone."""
+    kinds = get_args(info.type) if info.type_origin in (Union, UnionType) else ()
+    if len(kinds) != 2 or NoneType not in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not NoneType)
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, info.markers))
+    if not isinstance(spec, PrimitiveConstructorSpec) or spec.nargs not in (1, "*"):
+        return None
+    return dataclasses.replace(
+        spec,
+        metavar=f"{{None}}|{spec.metavar}",
+        instance_from_str=lambda ws: None if ws == ["None"] else spec.instance_from_str(ws),
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda v: ["None"] if v is None else spec.str_from_instance(v),
+        choices=None if spec.choices is None else ("None", *spec.choices),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from instahide_jax.arguments import parse_args
+from instahide_jax.arguments import PathText, parse_args
 from instahide_jax.errors import InputError, run_main
 
 
@@ -85,7 +85,7 @@ class EncryptArguments:
     tell which encryptions are of one image: all passes are shuffled together.
     """
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[PathText, tyro.conf.Positional]
     """Name of a prepared TFDS data set, a .npz file with "image" and "label", or a folder with one
     folder of images per class, read as by `instahide prepare`."""
     secret_file: Path
@@ -120,7 +120,7 @@ class EncryptArguments:
     """Let cross labels sum to 1."""
     split: str | None = None
     """Split of a TFDS data set, or of a folder with folders of splits. Default: train."""
-    data_dir: str | None = None
+    data_dir: PathText | None = None
     """The TFDS folder. Default: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     size: int | None = None
     """Side in pixels to which images are scaled and cropped; needed where their sizes differ."""

@@ -202,6 +202,16 @@ def names_of_classes(place: Path) -> None:
             read_image_folder(root)
         (root / name).rename(root / "a")
     read_image_folder(root)
+    shutil.copytree(root / "b", root / "a ")
+    with refused("put them together, or rename one"):
+        read_image_folder(root)
+    (root / "a ").rename(root / "c")
+    read_image_folder(root)
+    (root / "d").symlink_to("c")
+    with refused("c and", "d are the same folder through a link: remove the link"):
+        read_image_folder(root)
+    (root / "d").unlink()
+    read_image_folder(root)
     file = root / "labels.csv"
     file.write_text("a", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:

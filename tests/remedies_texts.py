@@ -48,6 +48,9 @@ def tables(place: Path) -> None:
         ("text,labels\na,x\n", "did you mean 'labels'?", good),
         ("text,label,text\na,x,b\n", "has 2 columns 'text': rename one", "text,label,more\na,x,b"),
         (HEADER, "holds no row: give at least one", good),
+        ("\n", "is empty: it needs a line with the names of columns, and rows", good),
+        (HEADER + "a\rb,x\nb,y\n", "line 2 has a carriage return within: remove it", good),
+        (HEADER + "a\rb,x\nb,y\n", "or save the file with line ends of one kind", good),
         (HEADER + "a,01\nb,1\n", "write it in one way", HEADER + "a,1\nb,1\n"),
         (HEADER + "a,inf\nb,1\n", "no finite number: correct it, or list", HEADER + "a,1\nb,1\n"),
         (HEADER + "a,-\nb,x\n", "fill it in", good),
@@ -90,6 +93,11 @@ def tables(place: Path) -> None:
     with refused("or list it in class_names where it is a class"):
         table("t.csv")
     table("t.csv", class_names=("inf", "1"))
+    with refused("give a list of names, in order"):
+        table("t.csv", class_names="inf")
+    with refused("neither a text nor an integer: write it in quotes"):
+        table("t.csv", class_names=("inf", 1.0))
+    table("t.csv", class_names=("inf", "1.0"))
     Path("t.csv").write_text(HEADER + "a,0.5\nb,1\n")
     with refused("set regression=True to learn numbers, or name the class_names"):
         table("t.csv")

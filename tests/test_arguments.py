@@ -48,6 +48,9 @@ class Experiment:
     num_steps: int = 100
     resume: bool = True
     pool: Path | None = None
+    size: int | None = 3
+    mean: tuple[float, ...] | None = None
+    kind: Literal["a", "b"] | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps <= 0:
@@ -100,6 +103,14 @@ def test_a_union_of_dataclasses_is_no_subcommand() -> None:
     assert parse("--either.rate", "2").either == Schedule(rate=2.0)
 
 
+def test_what_may_be_none() -> None:
+    given = parse("--size", "4", "--mean", "0.5", "1", "--kind", "b", "--pool", "~/x")
+    assert (given.size, given.mean, given.kind) == (4, (0.5, 1), "b")
+    assert given.pool == Path.home() / "x"
+    none = parse("--size", "None", "--mean", "None", "--kind", "None", "--pool", "None")
+    assert (none.size, none.mean, none.kind, none.pool) == (None, None, None, None)
+
+
 def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     refusal("--sed", "1")
@@ -125,6 +136,12 @@ def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
         (["--seed"], "Missing value for argument '--seed'"),
         (["--scheme.k", "two"], "--scheme.k: invalid literal for int() with base 10: 'two'"),
         (["--scheme.mask", "bit"], "invalid choice 'bit' for argument '--scheme.mask'"),
+        (["--size", "two"], "--size: invalid literal for int() with base 10: 'two'; see train.py"),
+        (["--kind", "c"], "invalid choice 'c' for argument '--kind'"),
+        (["--pool", ""], "--pool: '' is no path; name a file or folder; see train.py --help"),
+        (["--pool", " "], "--pool: ' ' is no path; name a file or folder; see train.py --help"),
+        (["--pool=~no-one/x"], "--pool: '~no-one/x' is of a user who has no home folder; write"),
+        (["--pool", "gs://b/x"], "--pool: 'gs://b/x' is an address; name a local file or folder"),
     ],
 )
 def test_bad_usage_is_one_line(

@@ -48,6 +48,35 @@ def test_bad_usage_is_one_line(argv: list[str], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("path", ["", " ", "~nobody-here/x", "gs://b/x", "file:///tmp/x"])
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        ("prepare own --source PATH", "--source"),
+        ("prepare own --data-dir PATH", "--data-dir"),
+        ("prepare public-pool --source PATH --out p.npy", "--source"),
+        ("prepare public-pool --source x --out PATH", "--out"),
+        ("encrypt PATH --out o.npz --secret-file s", "SOURCE"),
+        ("encrypt x --out PATH --secret-file s", "--out"),
+        ("encrypt x --out o.npz --secret-file PATH", "--secret-file"),
+        ("encrypt x --out o.npz --secret-file s --order-file PATH", "--order-file"),
+        ("encrypt x --out o.npz --secret-file s --public-pool PATH", "--public-pool"),
+        ("encrypt x --out o.npz --secret-file s --data-dir PATH", "--data-dir"),
+    ],
+)
+def test_what_names_no_place_is_refused_with_its_option(
+    arguments: str, option: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = [path if word == "PATH" else word for word in arguments.split()]
+    with pytest.raises(InputError) as caught:
+        cli.run(argv)
+    assert str(caught.value).startswith(f"{option}: {path!r} is ")
+    assert "; name a" in str(caught.value) or "; write the whole path" in str(caught.value)
+    assert "no type matching" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("argv", "shown"),
     [

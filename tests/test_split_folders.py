@@ -159,6 +159,32 @@ def test_a_class_folder_may_be_a_link(tmp_path: Path) -> None:
     refused(source, r"source/c is a link that leads nowhere: mend or remove it")
 
 
+def test_a_folder_is_one_class_and_one_split(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", 2)
+    link = tmp_path / "test"
+    link.symlink_to("train")
+    refused(tmp_path, "test and .*train are the same folder through a link: remove the link, by w")
+    link.unlink()
+    for place, message in (
+        ("a", "train/a and .*/c are the same folder"),
+        ("a/x", "train/a and .*/c lie one in the"),
+    ):
+        write_classes(tmp_path / "train" / place, 1, ["."])
+        link = tmp_path / "train" / "c"
+        link.symlink_to(place)
+        refused(tmp_path, message)
+        refused(tmp_path / "train", message)
+        link.unlink()
+    write_classes(tmp_path / "test", 1, "a")
+    (tmp_path / "test" / "b").symlink_to(tmp_path / "train" / "b")
+    with pytest.raises(InputError, match=r"test/b and .*train/b are the same folder"):
+        read_image_folder(tmp_path)
+    with pytest.raises(InputError, match=r"test/b and .*train/b are the same folder"):
+        arrays_from_folder(tmp_path, split="test")
+    (tmp_path / "test" / "b").unlink()
+    assert read_image_folder(tmp_path).class_names == ("a", "b")
+
+
 @pytest.mark.parametrize("name", ["x", "x.jfif", "x.PNG"])
 @pytest.mark.parametrize("data", [b"\xff\xd8\xff\xe0", FOREIGN["HEIC"]], ids=["JPEG", "HEIC"])
 def test_images_beside_the_class_folders(name: str, data: bytes, tmp_path: Path) -> None:
@@ -175,6 +201,14 @@ def test_class_names_that_cannot_be_stored(name: bytes, tmp_path: Path) -> None:
     write_classes(tmp_path, 2)
     os.rename(tmp_path / "b", os.path.join(os.fsencode(tmp_path), name))
     refused(tmp_path, "the name of .* class folder .*: rename it")
+
+
+@pytest.mark.parametrize("name", ["a ", " a", "a\u00a0"])
+def test_class_names_that_become_one(name: str, tmp_path: Path) -> None:
+    write_classes(tmp_path, 2, ["a", "b", name])
+    refused(
+        tmp_path, "class folders '.*' and '.*' in .* differ in blanks around the name only: put"
+    )
 
 
 def test_train_is_needed(tmp_path: Path) -> None:

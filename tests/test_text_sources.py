@@ -14,7 +14,7 @@ from instahide_jax.data.text_sources import (
     TfdsText,
     tokenize,
 )
-from instahide_jax.data.texts import make_texts
+from instahide_jax.data.texts import make_texts, read_table
 from instahide_jax.data.tokenize import encode, word_tokenizer
 from instahide_jax.encoders import Bert
 from instahide_jax.errors import InputError
@@ -147,6 +147,19 @@ def test_word_tokenizer_knows_the_most_frequent_words():
     assert ids.tolist() == [2, 4, 5, 1, 3, 0]
     with pytest.raises(InputError, match="vocab_size is 4; it must be above 4"):
         word_tokenizer(["a"], 4)
+
+
+def test_integers_name_classes(tmp_path):
+    path = _table(tmp_path / "t.jsonl", [{"text": "a", "label": name} for name in (1, "0", "-")])
+    source = TableText(path, class_names=(0, np.int64(1)), drop_unlabelled=True)
+    assert source == TableText(path, class_names=("0", "1"), drop_unlabelled=True)
+    texts = source.read()
+    assert (texts.class_names, texts.labels.tolist()) == (("0", "1"), [1, 0])
+    other = read_table(path, text="text", label="label", class_names=[1, "-", 0])
+    assert (other.class_names, other.labels.tolist()) == (("1", "-", "0"), [0, 2, 1])
+    for wrong in ((True, False), (0.5, 1), "ab", {"a", "b"}, 3):
+        with pytest.raises(InputError, match=r"class_names (hold .* in quotes|are .* in order)$"):
+            TableText(path, class_names=wrong)
 
 
 # Refusals

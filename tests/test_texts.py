@@ -189,7 +189,7 @@ def test_tables_without_labels(tmp_path: Path) -> None:
         ("t.txt", "s\ty\na\t0", {}, r"t\.txt must end in \.tsv, \.csv, \.jsonl: rename or conv"),
         ("t.tsv", None, {}, r"^cannot read .*t\.tsv: No such file"),
         ("t.tsv", "s\ty\n", {}, r"t\.tsv holds no row: give at least one"),
-        ("t.tsv", "", {}, r"t\.tsv has no column 's'; choose from none"),
+        ("t.tsv", "", {}, r"t\.tsv is empty: it needs a line with the names"),
         ("t.tsv", "s\tlabel\na\t0", {}, r"t\.tsv has no column 'y'; choose from s, label"),
         ("t.tsv", "s\tyy\na\t0", {}, r"t\.tsv has no column 'y'; did you mean 'yy'\?"),
         ("t.tsv", "s\ty\ts\na\t0\tb", {}, r"t\.tsv has 2 columns 's': rename one"),

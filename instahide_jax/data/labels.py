@@ -1,10 +1,13 @@
 """Labels as they stand in files: which cells hold none, which classes and numbers are meant."""
 
+import functools
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,20 +17,20 @@ from instahide_jax.data.tables import did_you_mean
 from instahide_jax.errors import InputError
 
 UNLABELLED = -1  # the label of a text whose label is hidden or unknown, as in TFDS
-# What programs and people write into a cell for which they have nothing, in lower case: words and
-# marks, in any brackets and quotes; SNLI and MNLI have a dash where the annotators did not agree.
+# What programs and people write into a cell for which they have nothing: words and marks, in any
+# case, brackets and quotes; SNLI and MNLI have a dash where the annotators did not agree.
 _NOTHING = re.compile(
-    r"""[-–—―−?.*_"'()\[\]{}<>\s]*"""
-    r"""(nan|nat|null|nil|none|undefined|missing|unlabell?ed|na|n/a|n\.a|n\.d|not\ available)?"""
-    r"""[-–—―−?.*_"'()\[\]{}<>\s]*""",
-    re.VERBOSE,
+    r"(nan|nat|null|nil|none|undefined|missing|unlabell?ed|na|n[./\\]a|n[./\\]d"
+    r"|not[ _-]available|not[ _-]a[ _-]number|no[ _-]label)?"
 )
-# Likewise, of C and R (no number), databases, and spreadsheets.
+# Likewise, of C, Python and R (no number), databases, and spreadsheets.
 _NOTHING_OF_PROGRAMS = re.compile(
-    r"[+-]?nan(\(\w*\))?|[+-]?1\.#(qnan|snan|ind)\d*|na_\w+_|\\n|#n/?a( n/a)?|#nv|#[a-z/0_]+[!?]"
+    r"[+-]?nan(\(\w*)?|[+-]?1\.#(?!inf)\w+|(np|numpy|pd|pandas|math)\.(nan|nat|na)|na_\w+_|\\+n"
+    r"|#n/?a( n/a)?|#nv|#[a-z]/[a-z]|#getting_data|#([^\W1-9]|/)+[!?]|err:\d+"
 )
-_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
-_INFINITY = re.compile(r"[+-]?(inf(inity)?|1\.#inf)")
+_INFINITY = re.compile(r"[+-]?(inf(inity)?|1\.#inf0*|\N{INFINITY})")
+_QUOTES = "\"'`<>"  # beside those of Unicode's categories
+_MARKS = ".?*~/\N{MIDDLE DOT}\N{BULLET}\N{MINUS SIGN}"
 _INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _LARGEST = 18  # digits of an integer that is written with a point or an exponent
@@ -60,7 +63,7 @@ class Cell:
         hidden = class_names is not None and self.value == str(UNLABELLED)
         if not hidden and not says_nothing(self.text):
             return False
-        names = class_names or ()
+        names = () if class_names is None else as_names(class_names)
         return self.text not in names and self.value not in map(as_integer, names)
 
     def refuse_missing(self, regression: bool) -> NoReturn:
@@ -88,10 +91,33 @@ def cell(where: str, column: str, value: Any) -> Cell:
     return Cell(where, column, str(value).strip())
 
 
+@functools.lru_cache(maxsize=1024)
 def says_nothing(text: str) -> bool:
     """Whether a text stands for no label at all."""
-    visible = text.translate(_INVISIBLE).strip().lower()
-    return bool(_NOTHING.fullmatch(visible) or _NOTHING_OF_PROGRAMS.fullmatch(visible))
+    bare = _bare(text)
+    return bool(
+        _NOTHING.fullmatch(bare.strip("".join(filter(_is_mark, set(bare)))))
+        or _NOTHING_OF_PROGRAMS.fullmatch(bare)
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _bare(text: str) -> str:
+    """A text in lower case, without brackets, quotes and blanks around it; none is invisible."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    visible = "".join(char for char in folded if unicodedata.category(char) != "Cf")
+    return visible.strip("".join(filter(_is_bracket, set(visible))))
+
+
+def _is_bracket(char: str) -> bool:
+    """Whether a character is a bracket, a quote, or blank."""
+    kinds = {"Ps", "Pe", "Pi", "Pf", "Zs", "Cc"}
+    return char in _QUOTES or unicodedata.category(char) in kinds
+
+
+def _is_mark(char: str) -> bool:
+    """Whether a character is one of those that fill a cell: also a dash or an underscore."""
+    return char in _MARKS or unicodedata.category(char) in {"Pd", "Pc"} or _is_bracket(char)
 
 
 def as_integer(text: str) -> str:
@@ -116,6 +142,22 @@ def as_number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def as_names(class_names: Sequence[Any]) -> tuple[str, ...]:
+    """Names of classes as texts: integers are named as they are written.
+
+    Raises:
+      InputError: for a single string or what has no order, and for a name of another kind.
+    """
+    if isinstance(class_names, str) or not isinstance(class_names, Sequence | np.ndarray):
+        raise InputError(f"class_names are {class_names!r:.40}: give a list of names, in order")
+    for name in class_names:
+        if isinstance(name, bool) or not isinstance(name, str | Integral):
+            raise InputError(
+                f"class_names hold {name!r:.40}, neither a text nor an integer: write it in quotes"
+            )
+    return tuple(map(str, class_names))
+
+
 def class_labels(
     path: Path, cells: Sequence[Cell], class_names: Sequence[str] | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -136,7 +178,7 @@ def class_labels(
         names = _occurring(path, cells)
         numbers = {name: number for number, name in enumerate(names)}
         return np.array([numbers[cell.value] for cell in cells], np.int64), names
-    names = tuple(class_names)
+    names = as_names(class_names)
     numbers = {name: number for number, name in enumerate(names)}
     for number, name in enumerate(names):
         numbers.setdefault(as_integer(name), number)
@@ -173,7 +215,7 @@ def _occurring(path: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
                 f"stands as {spelled[number]!r}: write it in one way, or name the class_names"
             )
         too_large = number is None and _NUMBER.fullmatch(value) and as_number(value) is None
-        if too_large or _INFINITY.fullmatch(value.lower()):
+        if too_large or _INFINITY.fullmatch(_bare(value)):
             raise InputError(
                 f"{cell.where}: the label {cell.text!r} is no finite number: correct it, or list "
                 "it in class_names where it is a class"

@@ -1,7 +1,8 @@
 """Which folders of a source are its splits, and which are its classes."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 
 from instahide_jax.data.file_kinds import HEAD, is_image
@@ -33,9 +34,9 @@ def find_splits(source: Path) -> dict[str, Path]:
     A source without folders of splits is itself the folder of `train`.
 
     Raises:
-        InputError: for folders of splits among others or without train, two of one split, and
-            for folders that seem to be splits by another name; for an image or a broken link
-            beside the folders.
+        InputError: for folders of splits among others or without train, two of one split or two
+            that are one folder, and for folders that seem to be splits by another name; for an
+            image or a broken link beside the folders.
     """
     folders = class_folders(source)
     named = [folder for folder in folders if split_of(folder.name)]
@@ -70,7 +71,20 @@ def _by_split(source: Path, folders: Sequence[Path]) -> dict[str, Path]:
             f"{source} has {_names(folders)} but no train folder: name one train, or give one of "
             f"them, such as {folders[0]}"
         )
+    _refuse_overlap(roots.values())
     return {split: roots[split] for split in SPLITS if split in roots}
+
+
+def _refuse_overlap(folders: Iterable[Path]) -> None:
+    """Refuse folders that are one through a link, or of which one lies in another."""
+    places = sorted((folder.resolve().parts, folder) for folder in folders)
+    for (outer, one), (inner, other) in pairwise(places):  # what lies within follows at once
+        if inner[: len(outer)] == outer:
+            how = "are the same folder" if inner == outer else "lie one in the other"
+            raise InputError(
+                f"{one} and {other} {how} through a link: remove the link, by which images would "
+                "be used twice"
+            )
 
 
 def class_folders(root: Path, *, loose: bool = False) -> list[Path]:
@@ -161,9 +175,12 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
 
     Raises:
         InputError: for fewer than `at_least` (1 or 2) classes, a class that train lacks, a split
-            without classes, and a name that cannot be stored as a line of UTF-8.
+            without classes, two class folders that are one or lie in one another, and names that
+            cannot be stored as lines of UTF-8, or of which two are the same without the blanks
+            around them.
     """
-    found_in = {split: [f.name for f in class_folders(root)] for split, root in roots.items()}
+    folders = {split: class_folders(root) for split, root in roots.items()}
+    found_in = {split: [folder.name for folder in found] for split, found in folders.items()}
     names = tuple(found_in["train"])
     if len(names) < at_least:
         found = f"only the folder {names[0]}" if names else "no folders"
@@ -192,6 +209,15 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
                 f"the name of a class folder in {roots['train']} is {name!r}: rename it to a line "
                 "of text"
             )
+    stored: dict[str, str] = {}  # as TFDS reads names
+    for name in names:
+        other = stored.setdefault(name.strip(), name)
+        if other != name:
+            raise InputError(
+                f"the class folders {other!r} and {name!r} in {roots['train']} differ in blanks "
+                "around the name only: put them together, or rename one"
+            )
+    _refuse_overlap(chain(*folders.values()))
     return names
 
 

@@ -1,9 +1,11 @@
 """Rows of tables with named columns: .tsv, .csv and .jsonl files."""
 
+import contextlib
 import csv
 import difflib
 import io
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,31 +19,38 @@ from instahide_jax.errors import InputError
 # The number of a row's first line in the file, and its cells by column.
 Row = tuple[int, Mapping[str, Any]]
 _LIMIT = threading.Lock()  # of the csv module's limit, which is one for the whole process
+# What may be a cell in quotes after a blank; inside of quotes another quote would be doubled.
+_BLANK_AND_QUOTE = re.compile(r'(?:^|,) +"(?!")', re.MULTILINE)
+_LONE_RETURN = re.compile(rb"\r(?<=[^\r\n]\r)\r*(?=[^\r\n])")
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """The rows of a UTF-8 file, in order; empty lines are passed over.
 
     .tsv: a header line, cells separated by tabs, no quoting. .csv: a header line, commas, double
-    quotes around cells that need them. .jsonl: one object per line, whose values may be anything.
-    Cells may have any length.
+    quotes around cells that need them; where blanks stand between commas and quotes, those after
+    any comma belong to no cell. .jsonl: one object per line, whose values may be anything. Cells
+    may have any length.
 
     Args:
       path: the file, whose suffix names its format.
       columns: names that every row must have.
 
     Raises:
-      InputError: another suffix, a file that cannot be read or is damaged, a column that is not
-        there or is there twice.
+      InputError: another suffix, a file that cannot be read, is damaged or empty, a carriage
+        return inside a line, a column that is not there or is there twice.
     """
     if path.suffix not in _READERS:
         raise InputError(f"{path} must end in {', '.join(_READERS)}: rename or convert it")
     # A quoted cell of a .csv may hold line ends, which the csv module must see as they are.
     newline = "" if path.suffix == ".csv" else None
-    data = io.BytesIO(read_file(path))
+    data = read_file(path)
+    # In quotes of a .csv it may be part of a cell; JSON does not take it in a text.
+    if path.suffix == ".tsv" or (path.suffix == ".csv" and b'"' not in data):
+        _refuse_lone_return(path, data)
     with (
         decoding(str(path), "save it as UTF-8"),
-        io.TextIOWrapper(data, encoding="utf-8-sig", newline=newline) as file,
+        io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline=newline) as file,
     ):
         yield from _READERS[path.suffix](path, file, columns)
 
@@ -65,22 +74,61 @@ def _tsv(path: Path, file: TextIO, columns: Sequence[str]) -> Iterator[Row]:
     return _delimited(path, enumerate(split_lines(file), 1), columns)
 
 
+def _refuse_lone_return(path: Path, data: bytes) -> None:
+    """Refuse a carriage return inside a line, which would make two rows of one."""
+    found = _LONE_RETURN.search(data) if b"\n" in data else None  # else it ends all lines
+    if found:
+        line = data.count(b"\n", 0, found.start()) + 1
+        raise InputError(
+            f"{path}, line {line} has a carriage return within: remove it, or save the file with "
+            "line ends of one kind"
+        )
+
+
 def _csv(path: Path, file: TextIO, columns: Sequence[str]) -> Iterator[Row]:
-    return _delimited(path, _csv_rows(path, file), columns)
+    text = file.read()
+    reader = csv.reader(_lines(text), strict=True, skipinitialspace=_has_blanks(text))
+    return _delimited(path, _csv_rows(path, reader), columns)
 
 
-def _csv_rows(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+def _lines(text: str) -> Iterator[str]:
+    """Lines with their ends as they are."""
+    return iter(io.StringIO(text, newline=""))
+
+
+def _has_blanks(text: str) -> bool:
+    """Whether blanks stand between a comma and the quotes of the next cell, as in: "a", "b".
+
+    Without quotes no cell of a .csv may hold some, so they are meant to be around the cell.
+    """
+    if not _BLANK_AND_QUOTE.search(text):
+        return False
+    # Until the first such cell both read the same rows.
+    exact, skipping = (csv.reader(_lines(text), skipinitialspace=skip) for skip in (False, True))
+    with contextlib.suppress(csv.Error):  # which whoever reads the rows reports
+        while (row := _next_row(exact)) is not None:
+            for cell, without in zip(row, _next_row(skipping) or (), strict=False):
+                if cell != without and cell.lstrip(" ").startswith('"'):
+                    return True
+    return False
+
+
+def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
+    """The next row, whose cells may have any length; None at the end."""
+    with _LIMIT:  # held for one row: other readers of the process keep their limit
+        usual = csv.field_size_limit(sys.maxsize)
+        try:
+            return next(reader, None)
+        finally:
+            csv.field_size_limit(usual)
+
+
+def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
     """Rows of a .csv file, each with the number of its first line."""
-    reader = csv.reader(file, strict=True)
     while True:
         first = reader.line_num + 1
         try:
-            with _LIMIT:  # held for one row: other readers of the process keep their limit
-                usual = csv.field_size_limit(sys.maxsize)
-                try:
-                    row = next(reader, None)
-                finally:
-                    csv.field_size_limit(usual)
+            row = _next_row(reader)
         except csv.Error as error:
             raise InputError(f"{path}, line {first}: {error}: correct the line") from error
         if row is None:
@@ -91,8 +139,10 @@ def _csv_rows(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
 def _delimited(
     path: Path, rows: Iterator[tuple[int, list[str]]], columns: Sequence[str]
 ) -> Iterator[Row]:
-    """Rows by column; the first is the header, empty ones are passed over."""
-    _, header = next(rows, (1, []))
+    """Rows by column; the first that is not blank is the header, empty ones are passed over."""
+    header = next((row for _, row in rows if any(map(str.strip, row))), None)
+    if header is None:
+        raise InputError(f"{path} is empty: it needs a line with the names of columns, and rows")
     _check_columns(str(path), header, columns)
     for number, row in rows:
         if row and len(row) != len(header):

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from instahide_jax.data.glue import glue_task
-from instahide_jax.data.labels import UNLABELLED
+from instahide_jax.data.labels import UNLABELLED, as_names
 from instahide_jax.data.sources import held_out_rows
 from instahide_jax.data.texts import Texts, make_texts, read_table, texts_from_tfds
 from instahide_jax.data.tokenize import Tokenizer, encode, load_tokenizer, word_tokenizer
@@ -86,7 +86,7 @@ class TableText(TextSource):
       second: the column with the second one.
       label: the column with classes, or with numbers for regression; None reads no labels, which
         does for public texts.
-      class_names: the classes; () are those that occur, sorted.
+      class_names: the classes, integers as texts; () are those that occur, sorted.
       regression: labels are numbers.
       drop_unlabelled: leave out rows without a label (an empty cell, -, ?, nan, NULL, N/A and the
         like), such as those of SNLI and MNLI on which the annotators did not agree, and say how
@@ -107,6 +107,7 @@ class TableText(TextSource):
                 "drop_unlabelled is set, but label is None, so no label is read; leave one of the "
                 "two out"
             )
+        object.__setattr__(self, "class_names", as_names(self.class_names))
 
     def read(self) -> Texts:
         return read_table(
