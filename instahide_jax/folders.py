@@ -15,11 +15,16 @@ def user_path(name: str | os.PathLike[str], what: str) -> Path:
       what: the option or field, for the message.
 
     Raises:
-      InputError: for an empty name, or the home folder of a user that does not exist.
+      InputError: for an empty name, an address such as gs://..., or the home folder of a user that
+        does not exist.
     """
     text = os.fspath(name)
     if not text.strip():
         raise InputError(f"{what} is empty; name a file or folder, or leave {what} out")
+    if "://" in text:  # of which a path would keep one slash
+        raise InputError(
+            f"{what} is {text}, an address; name a local path: mount or copy what is elsewhere"
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError:

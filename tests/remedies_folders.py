@@ -211,6 +211,10 @@ def names_of_classes(place: Path) -> None:
     with refused("c and", "d are the same folder through a link: remove the link"):
         read_image_folder(root)
     (root / "d").unlink()
+    (root / "b" / "more").symlink_to("../c")
+    with refused("are one file through a link: remove the link that does not belong there"):
+        read_image_folder(root)
+    (root / "b" / "more").unlink()
     read_image_folder(root)
     file = root / "labels.csv"
     file.write_text("a", encoding="utf-8")

@@ -135,7 +135,7 @@ def prepared_images(place: Path) -> None:
     load_arrays("tiny", "train[:10%]", "d")
     with refused("which is no valid UTF-8: name another folder"):
         load_arrays("tiny", "train", os.fsdecode(b"d\xe9"))
-    with refused("mount or copy the bucket"):
+    with refused("an address; name a local path: mount or copy"):
         load_arrays("tiny", "train", "gs://bucket/d")
     path = place / "d" / "mixed" / "1.0.0"
 

@@ -54,6 +54,9 @@ def test_a_path_of_a_user(home):
             user_path(empty, "--out")
     with pytest.raises(InputError, match=r"^--out is ~nobody-here/a, but that user has no home"):
         user_path("~nobody-here/a", "--out")
+    for read in (data_root, lambda name: user_path(name, "--out"), local_folder):
+        with pytest.raises(InputError, match=r" is gs://b/x, an address; name a local path"):
+            read("gs://b/x")
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,36 @@ def test_a_folder_is_one_class_and_one_split(tmp_path: Path) -> None:
     assert read_image_folder(tmp_path).class_names == ("a", "b")
 
 
+@pytest.mark.parametrize(
+    ("link", "to", "message"),
+    [
+        (
+            "train/a/more",
+            "../b",
+            "a/more/00.png and .*b/00.png are one file through a link: remove",
+        ),
+        ("train/b/z.png", "../a/01.png", "a/01.png and .*b/z.png are one file through a link"),
+    ],
+)
+def test_an_image_of_two_classes(link: str, to: str, message: str, tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", 2)
+    (tmp_path / link).symlink_to(to)
+    refused(tmp_path, message)
+    (tmp_path / link).unlink()
+    (tmp_path / "train/a/LICENSE").write_text("free")
+    (tmp_path / "train/b/LICENSE").symlink_to("../a/LICENSE")  # no image
+    (tmp_path / "train/b/copy.png").hardlink_to(tmp_path / "train/a/00.png")  # a copy
+    assert len(arrays_from_folder(tmp_path, skip_unreadable=True).arrays.labels) == 5
+
+
+def test_an_image_of_two_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_classes(tmp_path / split, 2)
+    (tmp_path / "test/a/more").symlink_to("../../train/a")
+    with pytest.raises(InputError, match=r"train/a/00.png and .*more/00.png are one file through"):
+        read_image_folder(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["x", "x.jfif", "x.PNG"])
 @pytest.mark.parametrize("data", [b"\xff\xd8\xff\xe0", FOREIGN["HEIC"]], ids=["JPEG", "HEIC"])
 def test_images_beside_the_class_folders(name: str, data: bytes, tmp_path: Path) -> None:

@@ -129,6 +129,27 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def refuse_shared(groups: Iterable[Iterable[Path]]) -> None:
+    """Refuse files that are in two of several groups, as links make possible.
+
+    Hard links are copies, as far as this is concerned.
+
+    Raises:
+        InputError: for such files, of which the first is named.
+    """
+    seen: dict[tuple[int, int], tuple[int, Path]] = {}
+    for number, files in enumerate(groups):
+        for file in files:
+            status = file.stat()
+            identity = status.st_dev, status.st_ino
+            other, first = seen.setdefault(identity, (number, file))
+            if other != number and status.st_nlink == 1:
+                raise InputError(
+                    f"{first} and {file} are one file through a link: remove the link that does "
+                    "not belong there"
+                )
+
+
 def tree_notes(tree: FileTree) -> list[str]:
     """What a user should know of a tree that was read: what was passed over."""
     notes = [

@@ -9,13 +9,21 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from instahide_jax.data.embedded import Arrays, check_size, decode_image, make_arrays
-from instahide_jax.data.file_tree import FileTree, join, list_folder, tree_notes, walk
+from instahide_jax.data.file_tree import (
+    FileTree,
+    join,
+    list_folder,
+    refuse_shared,
+    tree_notes,
+    walk,
+)
 from instahide_jax.data.image_checks import (
     Facts,
     Problem,
@@ -105,9 +113,10 @@ def read_image_folder(source: Path, *, skip_unreadable: bool = False) -> ImageFo
 
     Raises:
         InputError: for no images, a single class, classes of the test folder that train lacks,
-            an image beside the class folders, folders that seem to be splits by another name, and
-            files that cannot be used (up to ten named): those that do not decode, have more than 8
-            bits per channel, or are of another format.
+            an image beside the class folders, folders that seem to be splits by another name, an
+            image in two classes or splits through a link, and files that cannot be used (up to ten
+            named): those that do not decode, have more than 8 bits per channel, or are of another
+            format.
     """
     if not source.is_dir():
         raise InputError(f"--source {source} is no folder; give a folder of images")
@@ -126,6 +135,7 @@ def read_image_folder(source: Path, *, skip_unreadable: bool = False) -> ImageFo
         split: {name: [p for p in tree.files if p in facts] for name, tree in classes.items()}
         for split, classes in trees.items()
     }
+    refuse_shared(chain(*(classes.values() for classes in images.values())))
     for split, classes in images.items():
         _check_filled(roots[split], classes)
     notes += nested_note(roots["train"], images["train"])
@@ -199,6 +209,7 @@ def arrays_from_folder(
     notes += _left_out([root, roots[chosen]], everything, problems, skip_unreadable)
     used = dict(taken)
     classes = {name: [p for p in tree.files if p in used] for name, tree in trees.items()}
+    refuse_shared(classes.values())
     _check_filled(roots[chosen], classes)
     notes += [*nested_note(roots[chosen], classes), *image_notes(taken)]
     arrays = make_arrays(images[: len(taken)], np.array(kept), len(names), names)

@@ -178,14 +178,12 @@ def data_root(data_dir: str | Path | None) -> Path:
     """The TFDS folder: `data_dir`, or what the environment names now, or TFDS' own default.
 
     Raises:
-      InputError: for a bucket, or a path that is no valid UTF-8, which array_record does not take.
+      InputError: for an address such as gs://..., or a path that is no valid UTF-8, which
+        array_record does not take.
     """
     if data_dir is None:
         data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = str(data_dir)
-    if "://" in root:
-        raise InputError(f"data_dir is {root!r}: must be a local folder; mount or copy the bucket")
-    path = user_path(root, "data_dir")
+    path = user_path(data_dir, "data_dir")
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError:
