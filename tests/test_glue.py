@@ -197,6 +197,7 @@ def test_microsofts_files(tmp_path: Path) -> None:
         ("sst2", {"train.tsv": "sentence\tlabels\na\t1\n"}, r"no column 'label'; did you mean 'la"),
         ("sst2", {"train.tsv": "sentences\tx\na\t1\n"}, r"no column 'sentence'; did you mean 'sen"),
         ("rte", {"train.tsv": "sentence\t0\na\t1\n"}, r"has no column 'sentence1'; did you mean"),
+        ("sst2", {"train.tsv": "sentence\tlabel\tlabel\na\t1\t0\n"}, r"2 columns 'label': rename"),
         ("sst2", {"train.tsv": "a\t0\nb\t2\n"}, r"line 2: the label '2' is no class of sst2; cho"),
         (
             "wnli",

@@ -155,6 +155,17 @@ def test_pairs_keep_their_halves_together(tmp_path: Path) -> None:
         read_table(path, text="p", second="q", label="y")
 
 
+def test_objects_without_a_label(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "a", "label": "x"}\n{"text": "b"}\n{"text": "c", "label": "y"}\n')
+    with pytest.raises(InputError, match=r"line 2 has no column 'label'; choose from text$"):
+        read(path)
+    assert read(path, drop_unlabelled=True).first == ("a", "c")
+    path.write_text('{"label": "x"}\n{"text": "b", "label": "y"}\n')
+    with pytest.raises(InputError, match="line 1 has no column 'text'"):
+        read(path, drop_unlabelled=True)
+
+
 def test_texts_are_taken_as_they_stand(tmp_path: Path) -> None:
     texts = read(write(tmp_path / "t.csv", ["x", "y", "x"], ["nan", "-", "None"]))
     assert texts.first == ("nan", "-", "None")

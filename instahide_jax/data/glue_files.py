@@ -11,7 +11,7 @@ from typing import TypeAlias
 from instahide_jax.data.embedded import decoding
 from instahide_jax.data.glue import GlueTask
 from instahide_jax.data.labels import UNLABELLED, as_integer, as_number
-from instahide_jax.data.tables import did_you_mean, split_lines
+from instahide_jax.data.tables import check_columns, did_you_mean, split_lines
 from instahide_jax.errors import InputError, how_many
 
 FILES = {
@@ -146,9 +146,8 @@ def _rows(task: GlueTask, file: Place, needed: Sequence[str] = ()) -> Iterator[R
         if task.name == "sst2" and len(header) == 2 and header[1] in ("0", "1"):
             rows = chain([(first, header)], rows)
             header = ["sentence", "label"]
-        for column in (*task.columns, *needed):
-            if column not in header:
-                raise InputError(f"{file} has no column {column!r}; {did_you_mean(column, header)}")
+        label = (task.label_column,) if task.label_column in header else ()
+        check_columns(str(file), header, (*task.columns, *needed, *label))
         for number, cells in rows:
             if cells:  # empty lines do not count
                 row: dict[str, str | None] = dict.fromkeys(header)

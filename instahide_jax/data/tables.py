@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,13 +18,14 @@ from instahide_jax.errors import InputError
 
 # The number of a row's first line in the file, and its cells by column.
 Row = tuple[int, Mapping[str, Any]]
+_SUFFIXES = (".tsv", ".csv", ".jsonl")
 _LIMIT = threading.Lock()  # of the csv module's limit, which is one for the whole process
 # What may be a cell in quotes after a blank; inside of quotes another quote would be doubled.
 _BLANK_AND_QUOTE = re.compile(r'(?:^|,) +"(?!")', re.MULTILINE)
 _LONE_RETURN = re.compile(rb"\r(?<=[^\r\n]\r)\r*(?=[^\r\n])")
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def read_rows(path: Path, columns: Sequence[str], optional: str | None = None) -> Iterator[Row]:
     """The rows of a UTF-8 file, in order; empty lines are passed over.
 
     .tsv: a header line, cells separated by tabs, no quoting. .csv: a header line, commas, double
@@ -35,13 +36,14 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     Args:
       path: the file, whose suffix names its format.
       columns: names that every row must have.
+      optional: one of them that objects of .jsonl may lack; its value is then None.
 
     Raises:
       InputError: another suffix, a file that cannot be read, is damaged or empty, a carriage
         return inside a line, a column that is not there or is there twice.
     """
-    if path.suffix not in _READERS:
-        raise InputError(f"{path} must end in {', '.join(_READERS)}: rename or convert it")
+    if path.suffix not in _SUFFIXES:
+        raise InputError(f"{path} must end in {', '.join(_SUFFIXES)}: rename or convert it")
     # A quoted cell of a .csv may hold line ends, which the csv module must see as they are.
     newline = "" if path.suffix == ".csv" else None
     data = read_file(path)
@@ -52,7 +54,13 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
         decoding(str(path), "save it as UTF-8"),
         io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline=newline) as file,
     ):
-        yield from _READERS[path.suffix](path, file, columns)
+        match path.suffix:
+            case ".tsv":
+                yield from _delimited(path, enumerate(split_lines(file), 1), columns)
+            case ".csv":
+                yield from _delimited(path, _csv_rows(path, file.read()), columns)
+            case _:
+                yield from _jsonl(path, file, columns, optional)
 
 
 def did_you_mean(name: str, known: Sequence[str], otherwise: str | None = None) -> str:
@@ -70,10 +78,6 @@ def split_lines(lines: Iterable[str]) -> Iterator[list[str]]:
         yield whole.split("\t") if whole else []
 
 
-def _tsv(path: Path, file: TextIO, columns: Sequence[str]) -> Iterator[Row]:
-    return _delimited(path, enumerate(split_lines(file), 1), columns)
-
-
 def _refuse_lone_return(path: Path, data: bytes) -> None:
     """Refuse a carriage return inside a line, which would make two rows of one."""
     found = _LONE_RETURN.search(data) if b"\n" in data else None  # else it ends all lines
@@ -83,12 +87,6 @@ def _refuse_lone_return(path: Path, data: bytes) -> None:
             f"{path}, line {line} has a carriage return within: remove it, or save the file with "
             "line ends of one kind"
         )
-
-
-def _csv(path: Path, file: TextIO, columns: Sequence[str]) -> Iterator[Row]:
-    text = file.read()
-    reader = csv.reader(_lines(text), strict=True, skipinitialspace=_has_blanks(text))
-    return _delimited(path, _csv_rows(path, reader), columns)
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -123,8 +121,9 @@ def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
             csv.field_size_limit(usual)
 
 
-def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """Rows of a .csv file, each with the number of its first line."""
+    reader = csv.reader(_lines(text), strict=True, skipinitialspace=_has_blanks(text))
     while True:
         first = reader.line_num + 1
         try:
@@ -143,7 +142,7 @@ def _delimited(
     header = next((row for _, row in rows if any(map(str.strip, row))), None)
     if header is None:
         raise InputError(f"{path} is empty: it needs a line with the names of columns, and rows")
-    _check_columns(str(path), header, columns)
+    check_columns(str(path), header, columns)
     for number, row in rows:
         if row and len(row) != len(header):
             raise InputError(
@@ -154,7 +153,7 @@ def _delimited(
             yield number, dict(zip(header, row, strict=True))
 
 
-def _jsonl(path: Path, file: TextIO, columns: Sequence[str]) -> Iterator[Row]:
+def _jsonl(path: Path, file: TextIO, columns: Sequence[str], optional: str | None) -> Iterator[Row]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -165,22 +164,17 @@ def _jsonl(path: Path, file: TextIO, columns: Sequence[str]) -> Iterator[Row]:
             raise InputError(f"{where} is not JSON: {error}; correct the line") from error
         if not isinstance(row, _Pairs):
             raise InputError(f"{where} is {row!r:.40}: expected an object; correct the line")
-        _check_columns(where, [name for name, _ in row], columns)
-        yield number, dict(row)
+        names = [name for name, _ in row]
+        check_columns(where, names, [c for c in columns if c != optional or c in names])
+        yield number, dict.fromkeys(columns) | dict(row)
 
 
 class _Pairs(list[tuple[str, Any]]):
     """The members of a JSON object, those that repeat a name too."""
 
 
-_READERS: Mapping[str, Callable[[Path, TextIO, Sequence[str]], Iterator[Row]]] = {
-    ".tsv": _tsv,
-    ".csv": _csv,
-    ".jsonl": _jsonl,
-}
-
-
-def _check_columns(where: str, found: list[str], columns: Sequence[str]) -> None:
+def check_columns(where: str, found: Sequence[str], columns: Iterable[str]) -> None:
+    """Refuse names of columns among which a wanted one is missing or stands twice."""
     for name in columns:
         if name not in found:
             raise InputError(f"{where} has no column {name!r}; {did_you_mean(name, found)}")

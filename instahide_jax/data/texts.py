@@ -187,7 +187,8 @@ def read_table(
         distinct labels that occur, sorted (as numbers where all are integers). Give the training
         set's names for every other file, in which a class may be absent.
       regression: labels are numbers, and there are no classes.
-      drop_unlabelled: leave out rows without a label, and log a warning that says how many.
+      drop_unlabelled: leave out rows without a label, in .jsonl also objects without that member,
+        and log a warning that says how many.
 
     Raises:
       InputError: no such file, another suffix, a damaged file, a column that is not there, a text
@@ -200,7 +201,8 @@ def read_table(
     cells: list[Cell] = []
     wanted = [column for column in (text, second, label) if column is not None]
     rows = 0
-    for line, row in read_rows(path, wanted):
+    optional = label if drop_unlabelled else None
+    for line, row in read_rows(path, wanted, optional):
         rows += 1
         if label is not None:
             found = cell(f"{path}, line {line}", label, row[label])
