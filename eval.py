@@ -100,6 +100,10 @@ def main() -> None:
             raise InputError(
                 f"--imports {module}: {error}; install it, or set PYTHONPATH to its folder"
             ) from error
+        except (Exception, SystemExit) as error:  # the module is the user's
+            raise InputError(
+                f"--imports {module}: {type(error).__name__}: {error}; correct the module"
+            ) from error
     experiment = read_experiment(arguments.run)
     if not 0 <= arguments.client < experiment.clients:
         raise InputError(

@@ -24,6 +24,7 @@ from tyro.constructors import (
 )
 
 from instahide_jax.errors import InputError
+from instahide_jax.folders import is_loop
 
 T = TypeVar("T")
 
@@ -127,11 +128,14 @@ def _local_path(word: str) -> Path:
             f"{word!r} is an address; name a local file or folder: mount or copy what is elsewhere"
         )
     try:
-        return Path(word).expanduser()
+        path = Path(word).expanduser()
     except RuntimeError:
         raise ValueError(
             f"{word!r} is of a user who has no home folder; write the whole path"
         ) from None
+    if is_loop(path):
+        raise ValueError(f"{word!r} is a link that leads to itself; mend or remove it")
+    return path
 
 
 def _checked_text(words: list[str]) -> str:

@@ -24,16 +24,17 @@ def as_array(values: Any, name: str, give: str = "integers or floats") -> Any:
       InputError: for what is no array, a dtype that holds no real numbers (objects, texts, times,
         records, complex numbers), or a masked array, whose mask would be lost.
     """
-    if isinstance(values, jax.Array):
+    if isinstance(values, jax.Array) and not jnp.issubdtype(values.dtype, jax.dtypes.extended):
         return values
-    if isinstance(values, np.ma.MaskedArray):
+    parts = values if isinstance(values, list | tuple) else [values]
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
         raise InputError(
             f"{name} are a masked array, and what the mask hides would be used; give {give}, such "
             "as array.filled(0), or leave the masked rows out"
         )
     try:
         array = np.asarray(values)
-    except (TypeError, ValueError) as error:  # also lists of JAX's tracers
+    except (TypeError, ValueError) as error:  # also lists of JAX's tracers, and its keys
         cause = str(error).partition("\n")[0]
         raise InputError(
             f"{name} are a {type(values).__name__} that is no array ({cause}); give a NumPy or JAX "

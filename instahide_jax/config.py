@@ -258,7 +258,7 @@ def _running(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # whatever it is, the file is the user's
+    except (Exception, SystemExit) as error:  # whatever it is, the file is the user's
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         where = f"{path}, line {lines[-1]}" if lines else str(path)

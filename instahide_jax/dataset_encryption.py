@@ -95,8 +95,8 @@ def encrypt_dataset(
 
     Args:
       secret: the owner's secret.
-      data: "image" [N, H, W, C] uint8 or float, "label" [N] integers or [N, classes] soft floats;
-        arrays of NumPy or JAX, or what NumPy makes an array of.
+      data: "image" [N, H, W, C] uint8 or float, "label" [N] or [N, 1] integers, or [N, classes]
+        soft floats or one-hot; arrays of NumPy or JAX, or what NumPy makes an array of.
       public_pool: [M, H, W, C], uint8 or float like the images, for cross schemes.
       scheme: with `num_classes` where labels are integers. Its mean and std are released with the
         encryptions: round those of private images (`data.sources.round_statistics`).
@@ -307,7 +307,7 @@ def _open(data: Any, public_pool: Any, scheme: Any) -> _Data:
             "else would be released in clear"
         )
     images = _Rows(data["image"], "images", "uint8 or float32")
-    labels = _Rows(data["label"], "labels", "integers, or floats [N, classes]")
+    labels = _Rows(_class_labels(data["label"]), "labels", "integers, or floats [N, classes]")
     is_soft = labels.given.ndim == 2
     hard = np.zeros(len(labels), np.int32) if is_soft else labels.given
     is_hard = hard.dtype.kind in "iu" and hard.size > 0
@@ -343,6 +343,14 @@ def _open(data: Any, public_pool: Any, scheme: Any) -> _Data:
         partners=np.zeros((1, count), np.int32),
     )
     return _Data(rows, pool, scheme)
+
+
+def _class_labels(labels: Any) -> np.ndarray:
+    """Labels as a user gives them, where they are integers or bool as [N] or one-hot floats."""
+    given = np.asarray(as_array(labels, "labels", "integers, or floats [N, classes]"))
+    if given.ndim != 2 or given.dtype.kind not in "biu":
+        return given
+    return given[:, 0] if given.shape[1] == 1 else given.astype(np.float32)
 
 
 def _check_soft(labels: _Rows) -> None:

@@ -61,6 +61,7 @@ def encrypt(arguments: "EncryptArguments") -> None:
     pool = load_public_pool(arguments.public_pool, shape) if arguments.public_pool else None
     given = {"image": data.images, "label": data.labels}
     settings: dict[str, Any] = {"scheme": scheme, "passes": arguments.passes}
+    done = []
     if out is not None:
         batches = encrypt_dataset(
             secret,
@@ -83,9 +84,13 @@ def encrypt(arguments: "EncryptArguments") -> None:
         size = "x".join(map(str, shape))
         told = "".join(f"; {note}" for note in notes)
         images = f"{len(data.labels):,} images of {size}"
-        print(f"{out}: {total:,} encryptions of {images}, {order}{told}")
+        done.append(f"{out}: {total:,} encryptions of {images}, {order}{told}")
     if order_file is not None:
         _write_order(order_file, encryption_order(secret, given, pool, **settings))
+        done.append(
+            f"{order_file}: the image of each encryption; for the owner only, like the secret"
+        )
+    print("\n".join(done))  # last: stdout may be closed or full
 
 
 def _description(scheme: InstaHide, passes: int, data: Arrays) -> dict[str, Any]:
@@ -192,7 +197,6 @@ def _write_order(path: Path, order: np.ndarray) -> None:
             f"cannot write {path}: {error.strerror}; free space, or name another --order-file, and "
             "give the same command without --out"
         ) from error
-    print(f"{path}: the image of each encryption; for the owner only, like the secret")
 
 
 def _load(arguments: "EncryptArguments") -> tuple[Arrays, tuple[str, ...]]:
@@ -220,7 +224,7 @@ def _load(arguments: "EncryptArguments") -> tuple[Arrays, tuple[str, ...]]:
     if not is_name(arguments.source):
         raise InputError(f"{path} does not exist; give a TFDS name, a .npz file or a folder")
     _check_options(arguments, "a TFDS name", ("split", "data_dir", "size"))
-    split = arguments.split or "train"
+    split = "train" if arguments.split is None else arguments.split
     if arguments.size is not None:
         opened = open_split(arguments.source, split, arguments.data_dir)
         _check_size(arguments.size, opened.num_examples * (opened.image_shape[2] or 1))

@@ -91,14 +91,21 @@ def report(error: BaseException) -> int:
     """Print what ended a program, in one line where a user can mend it; the exit code.
 
     2 for an `InputError` or a fault of the machine, such as a full disk; 75 (`STOPPED`) for a
-    `Stopped`; 130 for Ctrl-C, as in any shell tool; otherwise 1, after a traceback.
+    `Stopped`; 130 for Ctrl-C, as in any shell tool; 1 where nobody reads the output any more;
+    otherwise 1, after a traceback.
     """
     match error:
         case InputError():
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
+        case BrokenPipeError():
+            # Whoever read stdout has ended, as head does; what is in its buffer would fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print("error: the program that reads the output has ended", file=sys.stderr)
+            return 1
         case OSError() if reason := machine_fault(error):
-            where = f" {error.filename}" if error.filename else ""
+            file = error.filename2 or error.filename  # of a rename its target
+            where = f" {file}" if file else ""
             remedy = "choose a shorter one" if error.errno == errno.ENAMETOOLONG else "mend that"
             print(f"error: cannot write or read{where}: {reason}; {remedy}", file=sys.stderr)
             return 2
@@ -114,6 +121,7 @@ def report(error: BaseException) -> int:
 
 def run_main(main: Callable[[], None]) -> None:
     """Run a program's `main`; end as `report` says."""
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name or text that the locale cannot write
             stream.reconfigure(errors="backslashreplace")
@@ -122,6 +130,19 @@ def run_main(main: Callable[[], None]) -> None:
             main()
     except (Exception, KeyboardInterrupt) as error:
         sys.exit(report(error))
+
+
+def _open_standard_streams() -> None:
+    """Open what whoever started the program has closed, so that no file is taken for it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, this one
+    sys.stdout, sys.stderr = (
+        stream or open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        for number, stream in ((1, sys.stdout), (2, sys.stderr))
+    )
 
 
 @contextmanager

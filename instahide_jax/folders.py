@@ -1,5 +1,6 @@
 """Files and folders as users name them."""
 
+import errno
 import importlib.util
 import os
 from pathlib import Path
@@ -15,8 +16,8 @@ def user_path(name: str | os.PathLike[str], what: str) -> Path:
       what: the option or field, for the message.
 
     Raises:
-      InputError: for an empty name, an address such as gs://..., or the home folder of a user that
-        does not exist.
+      InputError: for an empty name, an address such as gs://..., the home folder of a user that
+        does not exist, or a link that leads to itself.
     """
     text = os.fspath(name)
     if not text.strip():
@@ -26,11 +27,23 @@ def user_path(name: str | os.PathLike[str], what: str) -> Path:
             f"{what} is {text}, an address; name a local path: mount or copy what is elsewhere"
         )
     try:
-        return Path(text).expanduser()
+        path = Path(text).expanduser()
     except RuntimeError:
         raise InputError(
             f"{what} is {text}, but that user has no home folder; write the whole path"
         ) from None
+    if is_loop(path):
+        raise InputError(f"{what} is {text}, a link that leads to itself; mend or remove it")
+    return path
+
+
+def is_loop(path: Path) -> bool:
+    """Whether a path leads through a link that leads to itself."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def local_folder(name: str | Path) -> Path:

@@ -155,7 +155,9 @@ def progress_bar(
       shown: False where another process shows it.
     """
     settings: dict[str, Any] = {"dynamic_ncols": True, "mininterval": 0.5}
-    if not sys.stderr.isatty():
+    if sys.stderr is None:  # closed by whoever started the program
+        settings["disable"] = True
+    elif not sys.stderr.isatty():
         settings = {"file": _Lines(), "ncols": 100, "mininterval": 30, "maxinterval": 60}
     if not shown:
         settings["disable"] = True  # otherwise tqdm asks the environment

@@ -238,11 +238,20 @@ def the_eval_program(place: Path) -> None:
         program.check_counts("masks", (0, 1))
     program.check_counts("masks", ())
     program.check_counts("masks", (1,))
-    Path("imported.py").write_text("")
+    for name, text in (
+        ("imported", ""),
+        ("elsewhere/broken", "1 / 0"),
+        ("elsewhere/leaving", "raise SystemExit(3)"),
+    ):
+        (place / f"{name}.py").parent.mkdir(exist_ok=True)
+        (place / f"{name}.py").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(place / "elsewhere"))
         for options, message in (
             (("--imports", "../x"), "give names such as package.module"),
             (("--imports", "imported"), "install it, or set PYTHONPATH to its folder"),
+            (("--imports", "broken"), "ZeroDivisionError: division by zero; correct the module"),
+            (("--imports", "leaving"), "SystemExit: 3; correct the module"),
             (("--client", "1"), "the run has clients 0 to 0"),
         ):
             patch.setattr(program, "read_experiment", lambda _: tiny.EXPERIMENT)
@@ -252,6 +261,9 @@ def the_eval_program(place: Path) -> None:
                 program.main()
         patch.syspath_prepend(str(place))
         patch.setattr(sys, "argv", ["eval.py", "run", "--imports", "imported", "--client", "0"])
+        program.main()
+        (place / "elsewhere/broken.py").write_text("fine = True")
+        patch.setattr(sys, "argv", ["eval.py", "run", "--imports", "broken"])
         program.main()
         patch.setattr(program, "read_experiment", lambda _: SimpleNamespace(clients=1))
         with refused("train anew"):

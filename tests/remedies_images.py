@@ -90,6 +90,13 @@ def npz_files(place: Path) -> None:
     with refused("is no file: give the path of a .npz file"):
         arrays_from_npz("d.npz")
     Path("x.npz").write_bytes(b"no zip")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("instahide_jax.data.embedded.machine_memory", lambda: 100)
+        np.savez("large.npz", image=np.zeros((9, 4, 4, 1), np.uint8), label=np.arange(9) % 2)
+        with refused("large.npz: the images do not fit in the memory", "give a part of them"):
+            arrays_from_npz("large.npz")
+        np.savez("part.npz", image=np.zeros((2, 1, 1, 1), np.uint8), label=np.arange(2, dtype="u1"))
+    arrays_from_npz("part.npz")
     with refused("save it again with numpy.savez, images of one size as numpy.stack(images)"):
         arrays_from_npz("x.npz")
     for bad, message in (

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from instahide_jax.data import tfds_arrays
 from instahide_jax.data.embedded import (
     make_arrays,
 )
+from instahide_jax.data.pool_files import pool_files
 from instahide_jax.data.prepare import prepare
 from instahide_jax.data.public_pool import PoolParameters, build_public_pool, load_public_pool
 from instahide_jax.data.sources import PoolHeldOut, PoolTfds, TfdsImages, TfdsStream, hold_out
@@ -302,24 +302,32 @@ def public_pools_that_are_loaded(place: Path) -> None:
     source.mkdir()
     Path("a.png").rename(source / "a.png")
 
-    def remedy(call: Callable[[], Any], *message: str) -> None:
-        """Run the command that the message names, then do the same again."""
+    def remedy(shape: tuple[int, int, int], made: Path, *message: str) -> None:
+        """Run the command that the message names, then give what it made."""
         try:
-            call()
+            load_public_pool(out, shape)
         except ValueError as error:
             text = str(error)
         command = text.partition("build one with: instahide ")[2].replace("FOLDER", str(source))
         with refused(*message):
-            call()
+            load_public_pool(out, shape)
         cli.run([*command.split(), "--count", "4", "--min-keypoints", "10", "--test-size", "64"])
-        call()
+        load_public_pool(made, shape)
+        if made != out:
+            for path in pool_files(made):
+                path.unlink()
 
-    remedy(lambda: load_public_pool(out, (8, 8, 3)), "cannot read the public pool")
-    remedy(lambda: load_public_pool(out, (6, 6, 1)), "the private images are (6, 6, 1)")
+    other = Path("ANOTHER.npy")
+    remedy((8, 8, 3), out, "cannot read the public pool")
+    remedy((6, 6, 1), other, "the private images are (6, 6, 1)")
     np.save(out, np.zeros(3))
-    remedy(lambda: load_public_pool(out, (6, 6, 1)), "expected uint8 [M, H, W, C]")
+    remedy((6, 6, 1), other, "expected uint8 [M, H, W, C]")
     np.save(out, np.zeros((4, 6, 6, 1), np.uint8))
-    remedy(lambda: load_public_pool(out, (6, 6, 1)), "describes another pool than")
+    remedy((6, 6, 1), other, "describes another pool than")
+    out.with_suffix(".json").unlink()
+    with refused("no .json beside it says that it is a pool; move it or choose another --out"):
+        build_public_pool(source, out, SMALL, overwrite=True)
+    build_public_pool(source, Path("new.npy"), SMALL, overwrite=True)
     out.with_suffix(".json").write_text("{")
     with refused("build the pool anew with --overwrite"):
         load_public_pool(out, (6, 6, 1))

@@ -141,6 +141,13 @@ def paths(place: Path) -> None:
     user_path("a", "--out")
     with refused("write the whole path"):
         user_path("~nobody-here/a", "--out")
+    (place / "loop").symlink_to("loop")
+    with refused("loop/a, a link that leads to itself; mend or remove it"):
+        user_path(place / "loop/a", "--out")
+    (place / "loop").unlink()
+    user_path(place / "loop/a", "--out")
+    with refused("an address; name a local path"):
+        user_path("gs://bucket/a", "--out")
     user_path(place / "a", "--out")
     (place / "folder").mkdir()
     (place / "other").mkdir()

@@ -216,6 +216,8 @@ BROKEN = {
     "def default():\n    return _f()\n\n\ndef _f():\n    {}[1]\n": "c.py, line 6: KeyError: 1",
     "def default(k, *, m, n=3, **o): ...\n": "'default' of config .*c.py needs k, m; a variant ",
     "def default():\n    return 1\n": "'default' of config .*c.py gives int; return an ImageExp",
+    "def default():\n    raise SystemExit(0)\n": "c.py, line 2: SystemExit: 0; correct it, or give",
+    "import sys\n\nsys.exit('bye')\n": "c.py, line 3: SystemExit: bye; correct it, or give",
     "def default(): ...\n": "gives NoneType; return an ImageExperiment or a TextExperiment",
     "\0": "c.py: .*null bytes",
 }

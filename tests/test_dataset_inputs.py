@@ -65,6 +65,17 @@ def test_arrays_are_taken_for_what_they_hold(name):
     assert_equal(hidden(given), hidden(plain))
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, bool])
+def test_columns_and_one_hot_labels_are_taken(kind):
+    one_hot = np.eye(CLASSES)[ARRAYS.labels]
+    assert_equal(hidden(DATA | {"label": one_hot.astype(kind)}), hidden(DATA | {"label": one_hot}))
+    if kind is not bool:
+        labels = ARRAYS.labels.astype(kind)
+        assert_equal(hidden(DATA | {"label": labels[:, None]}), hidden(DATA | {"label": labels}))
+    with pytest.raises(InputError, match="soft label 0 sums to 2"):
+        hidden(DATA | {"label": (one_hot + np.roll(one_hot, 1, axis=1)).astype(kind)})
+
+
 def test_float16_is_taken():
     hidden(DATA | {"image": FLOATS.astype(np.float16)})
 
@@ -84,6 +95,11 @@ def test_numbers_of_numpy_in_a_scheme_are_taken():
 
 NO_ARRAYS = {
     "masked images": ({"image": np.ma.array(DATA["image"])}, "images are a masked array"),
+    "a list of masked images": (
+        {"image": [np.ma.array(image) for image in DATA["image"]]},
+        "images are a masked array",
+    ),
+    "keys": ({"label": jax.random.split(jax.random.key(0), 21)}, "labels are a .* that is no array"),
     "masked labels": (
         {"label": np.ma.array(ARRAYS.labels, mask=ARRAYS.labels == 2)},
         "labels are a masked array, and what the mask hides would be used; give integers",

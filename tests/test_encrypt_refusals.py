@@ -132,6 +132,17 @@ def test_floats_of_other_ranges_are_taken(place):
         run(f"{source}.npz --secret-file a.secret --out {source}{len(more)}.npz {more}")
 
 
+def test_output_and_order_are_whole_before_anything_is_said(place, monkeypatch):
+    class Full:
+        def write(self, text: str) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(OSError, match="No space left"):
+        run("data.npz --out said.npz --secret-file said.secret --order-file said.npy")
+    assert len(np.load("said.npy")) == len(read("said.npz")[0])
+
+
 def test_a_platform_that_is_not_there(place, monkeypatch):
     def devices():
         raise RuntimeError("Unable to initialize backend 'tpu': no (set JAX_PLATFORMS='' to ...)")

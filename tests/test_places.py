@@ -125,22 +125,28 @@ def place(tmp_path_factory):
         (("--execution.compilation-cache", "FILE"), "is no folder that can be written"),
         (("--workdir", "FILE"), "FILE"),
         (("--workdir", "FILE/run"), "FILE"),
+        (("--workdir", "LOOP"), "--workdir is LOOP, a link that leads to itself; mend or remove"),
+        (("--workdir", "LOOP/run"), "--workdir is LOOP/run, a link that leads to itself"),
+        (("--secret-file", "LOOP"), "--secret-file is LOOP, a link that leads to itself"),
+        (("--execution.compilation-cache", "LOOP"), "is LOOP, a link that leads to itself"),
     ],
 )
 def test_paths_of_train(arguments, message, place, call, home):
     (home / "FILE").write_text("mine")
+    (home / "LOOP").symlink_to("LOOP")
     code, out, err = call("train", place.config, *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
-    assert [path.name for path in home.iterdir()] == ["FILE"]
+    assert sorted(path.name for path in home.iterdir()) == ["FILE", "LOOP"]
     assert (home / "FILE").read_text() == "mine"
 
 
-@pytest.mark.parametrize("run", ["", "/", ".", "FILE", "nowhere"])
+@pytest.mark.parametrize("run", ["", "/", ".", "FILE", "nowhere", "LOOP", "LOOP/run"])
 def test_paths_of_eval(run, call, home):
     (home / "FILE").write_text("mine")
+    (home / "LOOP").symlink_to("LOOP")
     code, _, err = call("eval", run)
     assert code == 2
     assert err.startswith("error: ")
@@ -242,6 +248,37 @@ def test_progress_without_a_terminal_is_a_line_now_and_then():
 
 def test_the_environment_switches_progress_off():
     assert python(PROGRESS, TQDM_DISABLE="1") == (0, b"", "")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(closed, tmp_path):
+    code = (
+        "from instahide_jax.errors import run_main\n"
+        "def main():\n"
+        f"    file = open({str(tmp_path / 'file')!r}, 'w')\n"
+        "    assert file.fileno() > 2\n"  # else what libraries print would go into it
+        "    print('said')\n"
+        + "".join(f"    {line}\n" for line in PROGRESS.splitlines())
+        + "    file.write('whole')\n"
+        "run_main(main)"
+    )
+    command = f'exec "{sys.executable}" -c "$CODE" {closed}'
+    subprocess.run(["sh", "-c", command], check=True, env={**os.environ, "CODE": code})
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_whoever_reads_the_output_may_end():
+    code = "from instahide_jax.errors import run_main; run_main(lambda: print('x' * 10**6))"
+    command = f'"{sys.executable}" -c "$CODE" | true'
+    result = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"],
+        env={**os.environ, "CODE": code},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr == "error: the program that reads the output has ended\n"
 
 
 def test_prepare_leaves_nothing_among_the_temporary_files(tmp_path, monkeypatch):

@@ -49,7 +49,8 @@ def test_a_pool_that_is_there_is_left_alone(photos: Path, tmp_path: Path) -> Non
     out.write_bytes(out.read_bytes()[:-1] + b"x")  # another array
     refused("its content is not that of which its .json tells")
     out.with_suffix(".json").unlink()
-    refused("no .json beside it says how it was made")
+    with pytest.raises(InputError, match=rf"^{out} exists, and no .json beside it says that it is"):
+        build_public_pool(photos, out, SMALL)
     out.with_suffix(".json").write_text("{")
     with pytest.raises(InputError, match=r"cannot read .*p\.json"):
         build_public_pool(photos, out, SMALL)
@@ -68,9 +69,14 @@ def test_a_pool_is_built_anew_on_request(photos: Path, tmp_path: Path) -> None:
     assert out.read_bytes() == first
     assert sorted(p.name for p in tmp_path.glob("*p.*")) == ["p.json", "p.npy", "p.png"]
     out.with_suffix(".json").unlink()
+    with pytest.raises(InputError, match=r"p\.npy exists, and no \.json beside it says that it is"):
+        build_public_pool(photos, out, SMALL, overwrite=True)  # images of the user's own, perhaps
+    assert out.read_bytes() == first
+    out.unlink()
     out.with_suffix(".png").write_bytes(b"precious")
     with pytest.raises(InputError, match=r"p\.png exists, and would be written with"):
         build_public_pool(photos, out, SMALL, overwrite=True)
+    out.with_suffix(".png").unlink()
     with pytest.raises(InputError, match="nowhere is no folder"):
         build_public_pool(tmp_path / "nowhere", out, SMALL)
 
@@ -200,7 +206,7 @@ def test_loading(photos: Path, tmp_path: Path) -> None:
     pool = load_public_pool(out, (8, 8, 3))
     np.testing.assert_array_equal(pool, np.load(out))
     assert not pool.flags.writeable
-    remedy = f"instahide prepare public-pool --source FOLDER --out {out}"
+    remedy = "instahide prepare public-pool --source FOLDER --out ANOTHER.npy"
     with pytest.raises(InputError) as caught:
         load_public_pool(out, (28, 28, 1))
     for part in ("(8, 8, 3)", "(28, 28, 1)", f"{remedy} --size 28 --channels 1"):

@@ -1,6 +1,7 @@
 """instahide_jax.data.split_folders: which folders are splits, and which are classes."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -50,8 +51,10 @@ def test_splits_are_found_in_any_spelling(train: str, test: str, tmp_path: Path)
         arrays, notes = arrays_from_folder(tmp_path, split=name)
         assert len(arrays.labels) == 4
         assert notes == (f"read the split {test}, left out {train}",)
-    with pytest.raises(InputError, match=r"no folder of the split val; choose from train, test$"):
-        arrays_from_folder(tmp_path, split="val")
+    for name in ("val", "", "train[:2]", "test ", "train1", "train+test"):  # no slices of folders
+        match = rf"no folder of the split {re.escape(repr(name))}; choose from train, test$"
+        with pytest.raises(InputError, match=match):
+            arrays_from_folder(tmp_path, split=name)
 
 
 def test_labels_of_another_split_are_those_of_train(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ NOTHING = [
     *("NA_character_", "missing", "unlabeled", "N/A\u200b", "Not available", "“N/A”", "…", "‐"),
     *("[#N/A]", "'1.#IND00'", "N/D", "#N/D", "n\\a", "np.nan", "pd.NA", "\\\\N", "Ｎ／Ａ", "~"),
     *("#GETTING_DATA", "#ÜBERLAUF!", "Err:502", "not_a_number", "no label", "\u00ad"),
+    *("missing value", "not applicable", "(blank)", "[empty]", "No Data", "nodata", "undef", "TBD"),
 ]
 SOMETHING = [
     *("0", "+", "none of these", "n", "value", "name", "#1", "nano", "no", "unknown", "#wow"),

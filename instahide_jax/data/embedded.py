@@ -27,6 +27,7 @@ from instahide_jax.data.image_format import (
     to_mode,
 )
 from instahide_jax.errors import InputError
+from instahide_jax.memory import machine_memory
 
 _CHUNK_BYTES = 1 << 24  # of pixels looked at together: a mask of a whole set could be gigabytes
 _MOST_CHANNELS = 4  # of images as they are usual: another axis is longer
@@ -384,4 +385,13 @@ def _npz_member(path: str | Path, file: Any, key: str) -> np.ndarray:
             f"{path} holds {', '.join(file) or 'nothing'}: expected either {key!r} or '{key}s'; "
             "save one of them, with numpy.savez"
         )
-    return as_array(file[found[0]], f"the {key}s of {path}")
+    size = file.zip.getinfo(f"{found[0]}.npy").file_size
+    try:
+        if size > machine_memory():
+            raise MemoryError
+        return as_array(file[found[0]], f"the {key}s of {path}")
+    except MemoryError as error:
+        raise InputError(
+            f"{path}: the {key}s do not fit in the memory ({size / 1e9:,.1f} GB in the file); give "
+            "a part of them, or a prepared data set"
+        ) from error

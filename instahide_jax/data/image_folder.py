@@ -36,7 +36,7 @@ from instahide_jax.data.image_checks import (
     settle,
 )
 from instahide_jax.data.image_format import BACKGROUND, FORMATS, open_image, upright
-from instahide_jax.data.split_folders import class_names, find_splits, nested_note, split_of
+from instahide_jax.data.split_folders import class_names, find_splits, named_split, nested_note
 from instahide_jax.errors import InputError, how_many
 from instahide_jax.metrics import progress
 
@@ -232,10 +232,10 @@ def _choose_split(
                 f"split is {split}, but {root} has no folders of splits; leave --split out"
             )
         return "train", []
-    chosen = split_of(split or "train")
-    if chosen is None or chosen not in roots:
+    chosen = named_split("train" if split is None else split, roots)
+    if chosen is None:
         raise InputError(
-            f"{root} has no folder of the split {split}; choose from {', '.join(roots)}"
+            f"{root} has no folder of the split {split!r}; choose from {', '.join(roots)}"
         )
     others = [name for part, folder in roots.items() for name in [folder.name] if part != chosen]
     rest = f", left out {', '.join(others)}" if others else ""

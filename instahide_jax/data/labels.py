@@ -20,8 +20,9 @@ UNLABELLED = -1  # the label of a text whose label is hidden or unknown, as in T
 # What programs and people write into a cell for which they have nothing: words and marks, in any
 # case, brackets and quotes; SNLI and MNLI have a dash where the annotators did not agree.
 _NOTHING = re.compile(
-    r"(nan|nat|null|nil|none|undefined|missing|unlabell?ed|na|n[./\\]a|n[./\\]d"
-    r"|not[ _-]available|not[ _-]a[ _-]number|no[ _-]label)?"
+    r"(nan|nat|null|nil|none|undef(ined)?|missing([ _-]values?)?|unlabell?ed|empty|blank|tbd"
+    r"|na|n[./\\]a|n[./\\]d|not[ _-](available|applicable|a[ _-]number)"
+    r"|no[ _-]?(label|data|value))?"
 )
 # Likewise, of C, Python and R (no number), databases, and spreadsheets.
 _NOTHING_OF_PROGRAMS = re.compile(

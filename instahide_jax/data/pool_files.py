@@ -166,9 +166,14 @@ def check_outputs(out: Path) -> None:
     """Refuse a pool that could not be written, before any work.
 
     Raises:
-        InputError: for a .json or .png of another origin where those of the pool would go, or a
-            folder that cannot be written to.
+        InputError: for an array that is not known to be a pool, for a .json or .png of another
+            origin where those of the pool would go, and for a folder that cannot be written to.
     """
+    if out.exists() and not out.with_suffix(".json").exists():
+        raise InputError(
+            f"{out} exists, and no .json beside it says that it is a pool; move it or choose "
+            "another --out"
+        )
     for path in (out.with_suffix(".json"), out.with_suffix(".png")):
         if path.exists():
             raise InputError(

@@ -128,7 +128,8 @@ def build_public_pool(
 
     Guarantees: the same photos, parameters and versions of Pillow and OpenCV give the same bytes.
     `out` is never half written. A pool of the same photos and parameters is left alone; with
-    `overwrite` any pool at `out` is built anew, and the old one stays until the new one is whole.
+    `overwrite` any pool at `out` that has its .json is built anew, and the old one stays until the
+    new one is whole.
 
     Raises:
         InputError: for a folder without photos, photos that cannot be used (up to ten named), too
@@ -138,7 +139,7 @@ def build_public_pool(
     keypoints = _keypoint_counter()
     if out.suffix != ".npy":
         raise InputError(f"--out is {out}; it must end in .npy")
-    if not out.exists() or (overwrite and not out.with_suffix(".json").exists()):
+    if not (out.exists() and out.with_suffix(".json").exists()):
         check_outputs(out)
     photos, notes = _find_photos(source, out, parameters, skip_unreadable)
     described: dict[str, Any] = {
@@ -206,10 +207,10 @@ def _remedy(path: Path, image_shape: tuple[int, ...]) -> str:
     if height != width or channels not in (1, 3):
         return f"save one with numpy.save: uint8 [M, {height}, {width}, {channels}]"
     larger = f" --test-size {height}" if height > PoolParameters.test_size else ""
+    is_free = path.suffix == ".npy" and not path.exists()
     return (
         "build one with: instahide prepare public-pool --source FOLDER "
-        f"--out {path.with_suffix('.npy')} --size {height} --channels {channels}{larger}"
-        f"{' --overwrite' if path.exists() else ''}"
+        f"--out {path if is_free else 'ANOTHER.npy'} --size {height} --channels {channels}{larger}"
     )
 
 

@@ -28,6 +28,13 @@ def split_of(name: str) -> str | None:
     return _SPLIT_OF[match[1].lower()] if match else None
 
 
+def named_split(option: str, roots: Mapping[str, Path]) -> str | None:
+    """The split that a user names: by its folder, or in one of the usual spellings; else None."""
+    of_folders = {folder.name: split for split, folder in roots.items()}
+    split = of_folders.get(option) or _SPLIT_OF.get(option.lower())
+    return split if split in roots else None
+
+
 def find_splits(source: Path) -> dict[str, Path]:
     """Split -> the folder of its class folders, in the order of `SPLITS`.
 
