@@ -99,7 +99,10 @@ NO_ARRAYS = {
         {"image": [np.ma.array(image) for image in DATA["image"]]},
         "images are a masked array",
     ),
-    "keys": ({"label": jax.random.split(jax.random.key(0), 21)}, "labels are a .* that is no array"),
+    "keys": (
+        {"label": jax.random.split(jax.random.key(0), 21)},
+        "labels are a .* that is no array",
+    ),
     "masked labels": (
         {"label": np.ma.array(ARRAYS.labels, mask=ARRAYS.labels == 2)},
         "labels are a masked array, and what the mask hides would be used; give integers",
