@@ -3,7 +3,7 @@
 import re
 from io import BytesIO
 
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PpmImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 # A fixed list: Pillow knows formats that start other programs (EPS), are no images (HDF5), or
 # whose depth it does not tell (AVIF).
@@ -141,7 +141,7 @@ def holds_several(image: Image.Image, data: bytes) -> bool:
         image: as Pillow opens it, not yet decoded.
         data: the file.
     """
-    if image.format == "PPM" and data[:2] in _RAW_NETPBM:
+    if isinstance(image, PpmImagePlugin.PpmImageFile) and data[:2] in _RAW_NETPBM:
         row = -(-image.width // 8) if image.mode == "1" else image.width * len(image.getbands())
         rest = data[image.tile[0].offset + row * image.height :]
         return rest.lstrip()[:2] in _RAW_NETPBM
