@@ -11,8 +11,15 @@ from typing import TypeVar
 from PIL import Image, ImageOps
 
 from instahide_jax.data.embedded import cause_of, decoding
-from instahide_jax.data.file_kinds import ENDINGS, HEAD, content_kind, kind_of
-from instahide_jax.data.file_tree import FileTree
+from instahide_jax.data.file_kinds import (
+    ENDINGS,
+    HEAD,
+    content_kind,
+    is_packed,
+    kind_of,
+    unpacked,
+)
+from instahide_jax.data.file_tree import FileTree, read_head
 from instahide_jax.data.image_damage import refuse_damage
 from instahide_jax.data.image_format import (
     BACKGROUND,
@@ -206,6 +213,40 @@ def settle(problems: Sequence[Problem], total: int, skip_unreadable: bool) -> li
             f"{_paths(problems)}: convert them to PNG or remove them, or {SKIP}"
         )
     return [f"left out {how_many(len(problems), 'file')} ({kinds}): {_paths(problems)}"]
+
+
+def settle_beside(files: Sequence[Path], skip_unreadable: bool) -> list[str]:
+    """Refuse archives beside the class folders, or say what is left out there.
+
+    An archive may be a class or a split that is still packed; not one whose folder lies beside it.
+
+    Args:
+        files: right in the folders of the classes and of the splits.
+        skip_unreadable: leave archives out.
+
+    Raises:
+        InputError: names up to ten archives and counts the rest.
+    """
+    if not files:
+        return []
+    heads = {path: read_head(path) for path in files}
+    packed = [
+        path for path, head in heads.items() if is_packed(head, path) and not _is_unpacked(path)
+    ]
+    if packed and not skip_unreadable:
+        their, them = ("its", "it") if len(packed) == 1 else ("their", "them")
+        raise InputError(
+            f"{how_many(len(packed), 'archive')} beside the class folders, {listed(packed)}: "
+            f"unpack {them} into a folder of {their} name, or move {them} elsewhere, or {SKIP}"
+        )
+    kinds = _counted(kind_of(head, path) for path, head in heads.items())
+    number = how_many(len(files), "file")
+    return [f"left out {number} beside the class folders ({kinds}): {listed(files)}"]
+
+
+def _is_unpacked(path: Path) -> bool:
+    folder = unpacked(path)
+    return folder != path and folder.is_dir()
 
 
 def _refusal(problems: Sequence[Problem], total: int) -> str:
