@@ -137,6 +137,8 @@ SEVERAL = {
     }.items()
 }  # fmt: skip
 
+SEVERAL["PPM"] = encode(COLOUR, "PPM") + b"\n" + encode(COLOUR, "PPM")
+
 FTYP = b"\0\0\0\x18ftyp"
 # Formats that are not read here: kind -> first bytes.
 FOREIGN = {

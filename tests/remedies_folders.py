@@ -147,7 +147,15 @@ def folders_of_splits(place: Path) -> None:
     photos(root / "val", classes="c")
     with refused("has classes that train lacks: c; rename them as in train, or move them"):
         read_image_folder(root)
-    for name in "abc":
+    (root / "train" / "b").rename(root / "train" / "caf\u00e9")
+    (root / "val" / "b").rename(root / "val" / "cafe\u0301")
+    with refused("looks like 'caf\\xe9' in", "rename both to the same name"):
+        read_image_folder(root)
+    (root / "train" / "caf\u00e9").rename(root / "train" / "b")
+    (root / "val" / "cafe\u0301").rename(root / "val" / "b")
+    shutil.rmtree(root / "val" / "c")
+    read_image_folder(root)
+    for name in "ab":
         shutil.rmtree(root / "val" / name)
     with refused("has no class folders; fill or remove it"):
         read_image_folder(root)
@@ -205,7 +213,12 @@ def names_of_classes(place: Path) -> None:
     shutil.copytree(root / "b", root / "a ")
     with refused("put them together, or rename one"):
         read_image_folder(root)
-    (root / "a ").rename(root / "c")
+    (root / "a ").rename(root / "cafe\u0301")
+    shutil.copytree(root / "b", root / "caf\u00e9")
+    with refused("look the same: put them together, or rename one"):
+        read_image_folder(root)
+    shutil.rmtree(root / "cafe\u0301")
+    (root / "caf\u00e9").rename(root / "c")
     read_image_folder(root)
     (root / "d").symlink_to("c")
     with refused("c and", "d are the same folder through a link: remove the link"):
@@ -215,6 +228,17 @@ def names_of_classes(place: Path) -> None:
     with refused("are one file through a link: remove the link that does not belong there"):
         read_image_folder(root)
     (root / "b" / "more").unlink()
+    read_image_folder(root)
+    packed = root / "d.zip"
+    shutil.make_archive("d", "zip", root / "c")
+    shutil.move("d.zip", packed)
+    with refused("1 archive beside", "unpack it into a folder of its name, or move it elsewhere"):
+        read_image_folder(root)
+    read_image_folder(root, skip_unreadable=True)
+    shutil.unpack_archive(packed, root / "d")
+    read_image_folder(root)
+    shutil.rmtree(root / "d")
+    packed.rename(place / "d.zip")
     read_image_folder(root)
     file = root / "labels.csv"
     file.write_text("a", encoding="utf-8")

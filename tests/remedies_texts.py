@@ -52,6 +52,7 @@ def tables(place: Path) -> None:
         (HEADER + "a\rb,x\nb,y\n", "line 2 has a carriage return within: remove it", good),
         (HEADER + "a\rb,x\nb,y\n", "or save the file with line ends of one kind", good),
         (HEADER + "a,01\nb,1\n", "write it in one way", HEADER + "a,1\nb,1\n"),
+        (HEADER + "a,\u00e9\nb,e\u0301\nc,x\n", "which occurs before: write it in one way", good),
         (HEADER + "a,inf\nb,1\n", "no finite number: correct it, or list", HEADER + "a,1\nb,1\n"),
         (HEADER + "a,-\nb,x\n", "fill it in", good),
     )
@@ -89,6 +90,10 @@ def tables(place: Path) -> None:
     with refused("or name the class_names"):
         table("t.csv")
     table("t.csv", class_names=("01", "1"))
+    Path("t.csv").write_text(HEADER + "a,\u00e9\nb,x\n")
+    with refused("looks like the class 'e\\u0301', but is", "write both in one way"):
+        table("t.csv", class_names=("e\u0301", "x"))
+    table("t.csv", class_names=("\u00e9", "x"))
     Path("t.csv").write_text(HEADER + "a,inf\nb,1\n")
     with refused("or list it in class_names where it is a class"):
         table("t.csv")

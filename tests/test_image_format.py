@@ -24,6 +24,7 @@ from instahide_jax.data.file_kinds import content_kind, is_image, kind_of
 from instahide_jax.data.image_format import (
     UnknownFormatError,
     UnsuitableImageError,
+    holds_several,
     open_image,
     orientation,
     shows_background,
@@ -106,6 +107,22 @@ def test_opaque_images_show_no_background() -> None:
 def test_the_first_of_several_pictures_is_read(name: str, data: bytes) -> None:
     difference = np.abs(decode_image(data, 3, None).astype(int) - np.asarray(COLOUR))
     assert difference.mean() <= {"GIF": 9, "MPO": 9}.get(name, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "is_one"),
+    [
+        (b"P4 9 2\n" + b"P5P6", True),  # two bytes a row
+        (b"P4 9 2\n" + bytes(4) + b"P4 1 1\n\1", False),
+        (b"P5 2 1 255\n" + b"P5" + b"\n\n", True),
+        (b"P5 2 1 255\n" + b"P5" + b"P6 1 1 255\n" + bytes(3), False),
+        (b"P6 # two\n1 1 100\n" + bytes(3) + b"\nP6 1 1 255\n" + bytes(3), False),
+        (b"P2 2 1 255\n1 2\n", True),
+    ],
+)
+def test_netpbm_files_may_hold_several_pictures(data: bytes, is_one: bool) -> None:
+    with open_image(data) as image:
+        assert holds_several(image, data) != is_one
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])

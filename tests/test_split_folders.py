@@ -244,6 +244,20 @@ def test_class_names_that_become_one(name: str, tmp_path: Path) -> None:
     )
 
 
+ACCENT, TWO, UNSEEN = "caf\u00e9", "cafe\u0301", "caf\u00e9\u200b"
+
+
+@pytest.mark.parametrize("other", [TWO, UNSEEN])
+def test_class_names_that_look_the_same(other: str, tmp_path: Path) -> None:
+    write_classes(tmp_path / "one", 2, ["a", ACCENT, other])
+    refused(tmp_path / "one", "the class folders '.*' and '.*' in .* look the same: put them tog")
+    for split, name in (("train", ACCENT), ("test", other)):
+        write_classes(tmp_path / "two" / split, 2, ["a", name])
+    shown = re.escape(f"the class {other!a} in {tmp_path}/two/test looks like {ACCENT!a} in ")
+    with pytest.raises(InputError, match=shown):
+        read_image_folder(tmp_path / "two")
+
+
 def test_train_is_needed(tmp_path: Path) -> None:
     write_classes(tmp_path / "Testing", 2)
     refused(tmp_path, "has Testing but no train folder: name one train, or give one of them, such")

@@ -311,6 +311,23 @@ def test_codes_with_zeros_in_front_are_names(tmp_path: Path) -> None:
     assert read(mixed, class_names=("01", "1", "b")).labels.tolist() == [1, 2, 0]
 
 
+@pytest.mark.parametrize("other", ["cafe\u0301", "caf\u00e9\u200b"])
+def test_labels_that_look_the_same(other: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", ["caf\u00e9", "b", other])
+    with pytest.raises(
+        InputError, match=r"line 4: the label '.*' looks like '.*', which occurs be"
+    ) as e:
+        read(path)
+    assert ascii(other) in str(e.value)
+    assert ascii("caf\u00e9") in str(e.value)
+    names = ("caf\u00e9", "b", other)
+    assert read(path, class_names=names).labels.tolist() == [0, 1, 2]
+    with pytest.raises(
+        InputError, match=r"line 4: the label '.*' looks like the class '.*', but is"
+    ):
+        read(path, class_names=names[:2])
+
+
 def test_words_for_true_and_false_are_names(tmp_path: Path) -> None:
     texts = read(write(tmp_path / "t.csv", ["True", "False", "True"]))
     assert (texts.class_names, texts.labels.tolist()) == (("False", "True"), [1, 0, 1])

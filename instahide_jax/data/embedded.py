@@ -265,7 +265,7 @@ def decode(data: bytes | np.ndarray, channels: int | None, size: int | None) -> 
     else:
         image = open_image(data)
     with image:
-        several = holds_several(image)
+        several = not isinstance(data, np.ndarray) and holds_several(image, data)
         mode = MODE_OF_CHANNELS[channels or (1 if image.mode in GRAY_MODES else 3)]
         if size is not None:
             image.draft(mode, (2 * size, 2 * size))  # JPEG: decode at reduced scale, much faster

@@ -54,6 +54,10 @@ _SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
     ("HDF5", 0, b"\x89HDF"),
     ("zip", 0, b"PK\3\4"),
     ("gzip", 0, b"\x1f\x8b"),
+    ("bzip2", 4, b"1AY&SY"),
+    ("xz", 0, b"\xfd7zXZ\0"),
+    ("Zstandard", 0, b"\x28\xb5\x2f\xfd"),
+    ("tar", 257, b"ustar"),
     ("RAR", 0, b"Rar!"),
     ("7z", 0, b"7z\xbc\xaf"),
     ("AVI", 8, b"AVI "),
@@ -92,12 +96,39 @@ _OTHER_IMAGES = frozenset(
         *("NIfTI", "NRRD", "OpenEXR", "Photoshop", "QOI", "Radiance HDR", "camera raw"),
     )
 )
+# Of packed folders and files, which may hold images.
+_PACKED = frozenset(("zip", "gzip", "bzip2", "xz", "Zstandard", "tar", "RAR", "7z"))
+_PACKED_ENDINGS = frozenset(
+    (
+        *(".zip", ".tar", ".gz", ".bz2", ".xz", ".zst", ".rar", ".7z"),
+        *(".tgz", ".tbz", ".tbz2", ".txz"),
+    )
+)
+_TABLES = frozenset((".csv", ".tsv", ".json", ".jsonl", ".txt"))
 
 
 def is_image(head: bytes, path: Path) -> bool:
     """Whether a file is an image, of a kind that can be read or of another, or says so."""
     kind = kind_of(head, path)
     return kind in FORMATS or kind in _OTHER_IMAGES or path.suffix.lower() in ENDINGS
+
+
+def is_packed(head: bytes, path: Path) -> bool:
+    """Whether a file is an archive that may hold images.
+
+    A packed table ("labels.csv.gz") is none, nor is a document whose content is that of a zip file.
+    """
+    ending = path.suffix.lower()
+    if ending in _PACKED_ENDINGS:
+        return Path(path.stem).suffix.lower() not in _TABLES
+    return not ending and content_kind(head) in _PACKED
+
+
+def unpacked(path: Path) -> Path:
+    """The folder into which an archive is usually unpacked: `a` for `a.zip` and `a.tar.gz`."""
+    while path.suffix.lower() in _PACKED_ENDINGS:
+        path = path.with_suffix("")
+    return path
 
 
 def kind_of(head: bytes, path: Path) -> str:

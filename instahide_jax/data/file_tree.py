@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 
+from instahide_jax.data.file_kinds import HEAD
 from instahide_jax.errors import InputError, how_many, listed
 
 # Folders of servers and systems: indices, thumbnails, recycled files, snapshots. A class may well
@@ -88,6 +89,19 @@ def list_folder(folder: Path) -> tuple[list[Path], FileTree]:
             kind = "dangling" if entry.is_symlink() else "special"
         found.setdefault(kind, []).append(path)
     return folders, FileTree(**{kind: tuple(paths) for kind, paths in found.items()})
+
+
+def read_head(path: Path) -> bytes:
+    """The first bytes of a file, which tell what kind it is.
+
+    Raises:
+        InputError: for a file that cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check its permissions") from error
 
 
 def _leads_to(is_kind: Callable[[], bool]) -> bool:

@@ -1,8 +1,9 @@
 """Files that are to be images: which can be used, and what becomes of those that cannot."""
 
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -10,8 +11,16 @@ from typing import TypeVar
 from PIL import Image, ImageOps
 
 from instahide_jax.data.embedded import cause_of, decoding
-from instahide_jax.data.file_kinds import ENDINGS, HEAD, content_kind, kind_of
-from instahide_jax.data.file_tree import FileTree
+from instahide_jax.data.file_kinds import (
+    ENDINGS,
+    HEAD,
+    content_kind,
+    is_packed,
+    kind_of,
+    unpacked,
+)
+from instahide_jax.data.file_tree import FileTree, read_head
+from instahide_jax.data.image_damage import refuse_damage
 from instahide_jax.data.image_format import (
     BACKGROUND,
     DEEP,
@@ -76,14 +85,15 @@ def inspect(data: bytes, *, decode: bool = True) -> Facts:
 
     Args:
         data: the bytes of a file.
-        decode: decode it, to find damage; False for an image that is decoded anyway.
+        decode: decode it, to find all damage; False for an image that is decoded anyway.
 
     Raises:
         Exception: of any kind for a damaged file, to be caught by `attempt`.
     """
     with open_image(data) as image:
         turned = orientation(image, data)
-        several = holds_several(image)
+        several = holds_several(image, data)
+        refuse_damage(image, data)
         if decode:
             image.load()
         # Not from the number: Pillow turns a TIFF when it decodes it, and knows 8 numbers only.
@@ -108,7 +118,8 @@ def attempt(path: Path, read: Callable[[bytes], T]) -> T | Problem:
     data = b""
     try:
         data = path.read_bytes()
-        return read(data)
+        with _without_warnings():
+            return read(data)
     except UnsuitableImageError as error:
         return Problem(path, error.kind, str(error), is_promised=error.kind != "camera raw")
     except UnknownFormatError as error:
@@ -135,8 +146,16 @@ def read_upright(path: Path, mode: str) -> Image.Image:
     Raises:
         InputError: it is not there any more, or not as it was.
     """
-    with _as_before(path), open_image(path.read_bytes()) as image:
+    with _as_before(path), _without_warnings(), open_image(path.read_bytes()) as image:
         return upright(image, mode)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without Pillow's warnings, which name no file: of damaged Exif data, of many pixels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _as_before(path: Path) -> AbstractContextManager[None]:
@@ -194,6 +213,40 @@ def settle(problems: Sequence[Problem], total: int, skip_unreadable: bool) -> li
             f"{_paths(problems)}: convert them to PNG or remove them, or {SKIP}"
         )
     return [f"left out {how_many(len(problems), 'file')} ({kinds}): {_paths(problems)}"]
+
+
+def settle_beside(files: Sequence[Path], skip_unreadable: bool) -> list[str]:
+    """Refuse archives beside the class folders, or say what is left out there.
+
+    An archive may be a class or a split that is still packed; not one whose folder lies beside it.
+
+    Args:
+        files: right in the folders of the classes and of the splits.
+        skip_unreadable: leave archives out.
+
+    Raises:
+        InputError: names up to ten archives and counts the rest.
+    """
+    if not files:
+        return []
+    heads = {path: read_head(path) for path in files}
+    packed = [
+        path for path, head in heads.items() if is_packed(head, path) and not _is_unpacked(path)
+    ]
+    if packed and not skip_unreadable:
+        their, them = ("its", "it") if len(packed) == 1 else ("their", "them")
+        raise InputError(
+            f"{how_many(len(packed), 'archive')} beside the class folders, {listed(packed)}: "
+            f"unpack {them} into a folder of {their} name, or move {them} elsewhere, or {SKIP}"
+        )
+    kinds = _counted(kind_of(head, path) for path, head in heads.items())
+    number = how_many(len(files), "file")
+    return [f"left out {number} beside the class folders ({kinds}): {listed(files)}"]
+
+
+def _is_unpacked(path: Path) -> bool:
+    folder = unpacked(path)
+    return folder != path and folder.is_dir()
 
 
 def _refusal(problems: Sequence[Problem], total: int) -> str:

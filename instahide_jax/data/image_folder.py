@@ -34,6 +34,7 @@ from instahide_jax.data.image_checks import (
     read_again,
     read_upright,
     settle,
+    settle_beside,
 )
 from instahide_jax.data.image_format import BACKGROUND, FORMATS, open_image, upright
 from instahide_jax.data.split_folders import class_names, find_splits, named_split, nested_note
@@ -113,15 +114,17 @@ def read_image_folder(source: Path, *, skip_unreadable: bool = False) -> ImageFo
 
     Raises:
         InputError: for no images, a single class, classes of the test folder that train lacks,
-            an image beside the class folders, folders that seem to be splits by another name, an
-            image in two classes or splits through a link, and files that cannot be used (up to ten
-            named): those that do not decode, have more than 8 bits per channel, or are of another
-            format.
+            an image or an archive beside the class folders, folders that seem to be splits by
+            another name, an image in two classes or splits through a link, and files that cannot be
+            used (up to ten named): those that do not decode, have more than 8 bits per channel, or
+            are of another format.
     """
     if not source.is_dir():
         raise InputError(f"--source {source} is no folder; give a folder of images")
     roots = find_splits(source)
     names = class_names(roots, at_least=2)
+    above = _above([source, *roots.values()])
+    beside = settle_beside(above.files, skip_unreadable)
     trees = {split: _walk_classes(root) for split, root in roots.items()}
     paths = [path for classes in trees.values() for tree in classes.values() for path in tree.files]
     outcomes = {
@@ -130,7 +133,7 @@ def read_image_folder(source: Path, *, skip_unreadable: bool = False) -> ImageFo
     facts = {path: found for path, found in outcomes.items() if isinstance(found, Facts)}
     problems = [found for found in outcomes.values() if isinstance(found, Problem)]
     everything = join(tree for classes in trees.values() for tree in classes.values())
-    notes = _left_out([source, *roots.values()], everything, problems, skip_unreadable)
+    notes = _left_out(above, everything, problems, skip_unreadable) + beside
     images = {
         split: {name: [p for p in tree.files if p in facts] for name, tree in classes.items()}
         for split, classes in trees.items()
@@ -178,6 +181,8 @@ def arrays_from_folder(
     roots = find_splits(root)
     chosen, notes = _choose_split(root, roots, split)
     names = class_names({part: roots[part] for part in ("train", chosen)}, at_least=1)
+    above = _above([root, roots[chosen]])
+    beside = settle_beside(above.files, skip_unreadable)
     trees = _walk_classes(roots[chosen])
     labels = [names.index(name) for name, tree in trees.items() for _ in tree.files]
     everything = join(trees.values())
@@ -206,7 +211,7 @@ def arrays_from_folder(
         images[len(taken)] = pixels
         taken.append((file, facts))
         kept.append(label)
-    notes += _left_out([root, roots[chosen]], everything, problems, skip_unreadable)
+    notes += _left_out(above, everything, problems, skip_unreadable) + beside
     used = dict(taken)
     classes = {name: [p for p in tree.files if p in used] for name, tree in trees.items()}
     refuse_shared(classes.values())
@@ -242,11 +247,15 @@ def _choose_split(
     return chosen, [f"read the split {roots[chosen].name}{rest}"]
 
 
+def _above(roots: Iterable[Path]) -> FileTree:
+    """What lies right in folders, beside the folders in them."""
+    return join(list_folder(root)[1] for root in dict.fromkeys(roots))
+
+
 def _left_out(
-    roots: Iterable[Path], tree: FileTree, problems: Sequence[Problem], skip_unreadable: bool
+    above: FileTree, tree: FileTree, problems: Sequence[Problem], skip_unreadable: bool
 ) -> list[str]:
     """Notes of what is not read below the class folders, and of systems' files above them."""
-    above = join(list_folder(root)[1] for root in dict.fromkeys(roots))
     system = FileTree(system_files=above.system_files, system_folders=above.system_folders)
     lost = [*problems, *lost_links(tree)]
     total = len(tree.files) + len(lost) - len(problems)

@@ -3,7 +3,7 @@
 import re
 from io import BytesIO
 
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PpmImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 # A fixed list: Pillow knows formats that start other programs (EPS), are no images (HDF5), or
 # whose depth it does not tell (AVIF).
@@ -18,6 +18,8 @@ DEEP = "of more than 8 bits"  # a kind of `UnsuitableImageError`
 _PNG_DEPTH = 24
 # What announces Exif data in a PNG: a chunk, a text of ImageMagick's, XMP.
 _EXIF_IN_PNG = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+# Forms of Netpbm in which pictures may follow one another.
+_RAW_NETPBM = (b"P4", b"P5", b"P6")
 # Of a TIFF: what its SampleFormat may be (unsigned, not said), and a flag of NewSubfileType.
 _UNSIGNED = (1, 4)
 _REDUCED = 1
@@ -98,7 +100,7 @@ def _ppm_bits(data: bytes) -> int:
 
 def _tiff_bits(image: TiffImagePlugin.TiffImageFile, data: bytes) -> int:
     def values(tag: int) -> tuple[int, ...]:
-        return _values(image.tag_v2.get(tag))
+        return tag_values(image.tag_v2.get(tag))
 
     is_reduced = any(value & _REDUCED for value in values(ExifTags.Base.NewSubfileType))
     if is_reduced or values(ExifTags.Base.DNGVersion) or data[8:10] == b"CR":
@@ -114,7 +116,7 @@ def _tiff_bits(image: TiffImagePlugin.TiffImageFile, data: bytes) -> int:
     return bits
 
 
-def _values(tag: object) -> tuple[int, ...]:
+def tag_values(tag: object) -> tuple[int, ...]:
     """A TIFF tag that Pillow gives as a number or as several; none where it is missing."""
     if tag is None:
         return ()
@@ -132,8 +134,17 @@ def orientation(image: Image.Image, data: bytes) -> object:
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
-def holds_several(image: Image.Image) -> bool:
-    """Whether a file holds more pictures than the one that Pillow opens: pages, an animation."""
+def holds_several(image: Image.Image, data: bytes) -> bool:
+    """Whether a file holds more pictures than the one that Pillow opens: pages, an animation.
+
+    Args:
+        image: as Pillow opens it, not yet decoded.
+        data: the file.
+    """
+    if isinstance(image, PpmImagePlugin.PpmImageFile) and data[:2] in _RAW_NETPBM:
+        row = -(-image.width // 8) if image.mode == "1" else image.width * len(image.getbands())
+        rest = data[image.tile[0].offset + row * image.height :]
+        return rest.lstrip()[:2] in _RAW_NETPBM
     return getattr(image, "n_frames", 1) > 1
 
 

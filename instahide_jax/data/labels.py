@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from instahide_jax.data.spelling import appearance, visible
 from instahide_jax.data.tables import did_you_mean
 from instahide_jax.errors import InputError
 
@@ -106,8 +107,8 @@ def says_nothing(text: str) -> bool:
 def _bare(text: str) -> str:
     """A text in lower case, without brackets, quotes and blanks around it; none is invisible."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    visible = "".join(char for char in folded if unicodedata.category(char) != "Cf")
-    return visible.strip("".join(filter(_is_bracket, set(visible))))
+    seen = visible(folded)
+    return seen.strip("".join(filter(_is_bracket, set(seen))))
 
 
 def _is_bracket(char: str) -> bool:
@@ -173,7 +174,7 @@ def class_labels(
 
     Raises:
       InputError: a label that is no class; without names also numbers that are no integers, and
-        one integer in two spellings.
+        one integer or name in two spellings.
     """
     if class_names is None:
         names = _occurring(path, cells)
@@ -190,6 +191,12 @@ def class_labels(
     for cell in cells:
         label = numbers.get(cell.text, numbers.get(cell.value))
         if label is None:
+            seen = appearance(cell.text)
+            if twin := next((name for name in names if appearance(name) == seen), None):
+                raise InputError(
+                    f"{cell.where}: the label {cell.text!a} looks like the class {twin!a}, but is "
+                    "spelled differently: write both in one way"
+                )
             raise InputError(
                 f"{cell.where}: the label {cell.text!r} is no class; "
                 f"{did_you_mean(cell.text, names)}"
@@ -207,6 +214,7 @@ def _occurring(path: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
             "numbers, or name the class_names"
         )
     spelled: dict[Decimal, str] = {}
+    looks: dict[str, str] = {}
     for cell in cells:
         value = cell.value
         number = Decimal(value) if _is_integer(value) else None
@@ -214,6 +222,12 @@ def _occurring(path: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
             raise InputError(
                 f"{cell.where}: the label {cell.text!r} is the number {number}, which also "
                 f"stands as {spelled[number]!r}: write it in one way, or name the class_names"
+            )
+        same = looks.setdefault(appearance(value), value)
+        if same != value:
+            raise InputError(
+                f"{cell.where}: the label {value!a} looks like {same!a}, which occurs "
+                "before: write it in one way, or name the class_names"
             )
         too_large = number is None and _NUMBER.fullmatch(value) and as_number(value) is None
         if too_large or _INFINITY.fullmatch(_bare(value)):

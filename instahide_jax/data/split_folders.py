@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 
-from instahide_jax.data.file_kinds import HEAD, is_image
-from instahide_jax.data.file_tree import list_folder
+from instahide_jax.data.file_kinds import is_image
+from instahide_jax.data.file_tree import list_folder, read_head
+from instahide_jax.data.spelling import appearance
 from instahide_jax.errors import InputError, listed
 
 SPLITS = ("train", "validation", "test")
@@ -114,11 +115,7 @@ def class_folders(root: Path, *, loose: bool = False) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return is_image(file.read(HEAD), path)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+    return is_image(read_head(path), path)
 
 
 def _refuse_unnamed_splits(root: Path) -> None:
@@ -183,8 +180,7 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
     Raises:
         InputError: for fewer than `at_least` (1 or 2) classes, a class that train lacks, a split
             without classes, two class folders that are one or lie in one another, and names that
-            cannot be stored as lines of UTF-8, or of which two are the same without the blanks
-            around them.
+            cannot be stored as lines of UTF-8, or of which two look the same.
     """
     folders = {split: class_folders(root) for split, root in roots.items()}
     found_in = {split: [folder.name for folder in found] for split, found in folders.items()}
@@ -195,8 +191,15 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
         raise InputError(
             f"{roots['train']} has {found}; it needs a folder of images for each {each}"
         )
+    looks = {appearance(name): name for name in names}
     for split, classes in found_in.items():
         unknown = sorted(set(classes) - set(names))
+        for name in unknown:
+            if (other := looks.get(appearance(name))) is not None:
+                raise InputError(
+                    f"the class {name!a} in {roots[split]} looks like {other!a} in "
+                    f"{roots['train']}, but is spelled differently: rename both to the same name"
+                )
         if unknown:
             raise InputError(
                 f"{roots[split]} has classes that train lacks: {listed(unknown)}; rename "
@@ -218,6 +221,12 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
             )
     stored: dict[str, str] = {}  # as TFDS reads names
     for name in names:
+        other = looks[appearance(name)]
+        if other.strip() != name.strip():
+            raise InputError(
+                f"the class folders {name!a} and {other!a} in {roots['train']} look the "
+                "same: put them together, or rename one"
+            )
         other = stored.setdefault(name.strip(), name)
         if other != name:
             raise InputError(
