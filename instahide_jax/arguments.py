@@ -24,7 +24,7 @@ from tyro.constructors import (
 )
 
 from instahide_jax.errors import InputError
-from instahide_jax.folders import is_loop
+from instahide_jax.folders import user_path
 
 T = TypeVar("T")
 
@@ -115,27 +115,16 @@ def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
 
 
 def _local_path(word: str) -> Path:
-    """The path that a user types.
+    """`user_path`, whose complaint tyro puts behind the option's name, which is not known here.
 
     Raises:
-        ValueError: for what names no place on this machine. tyro adds the option's name, which is
-            not known here, so it is no `InputError` yet.
+        ValueError: for what names no place on this machine.
     """
-    if not word.strip():
-        raise ValueError(f"{word!r} is no path; name a file or folder")
-    if "://" in word:  # of which a path would keep one slash
-        raise ValueError(
-            f"{word!r} is an address; name a local file or folder: mount or copy what is elsewhere"
-        )
     try:
-        path = Path(word).expanduser()
-    except RuntimeError:
-        raise ValueError(
-            f"{word!r} is of a user who has no home folder; write the whole path"
-        ) from None
-    if is_loop(path):
-        raise ValueError(f"{word!r} is a link that leads to itself; mend or remove it")
-    return path
+        return user_path(word, "it")
+    except InputError as error:
+        said = str(error)
+    raise ValueError(said)  # not in the handler: an `InputError` in its context would be taken
 
 
 def _checked_text(words: list[str]) -> str:

@@ -91,17 +91,17 @@ def report(error: BaseException) -> int:
     """Print what ended a program, in one line where a user can mend it; the exit code.
 
     2 for an `InputError` or a fault of the machine, such as a full disk; 75 (`STOPPED`) for a
-    `Stopped`; 130 for Ctrl-C, as in any shell tool; 1 where nobody reads the output any more;
-    otherwise 1, after a traceback.
+    `Stopped`; 130 for Ctrl-C, as in any shell tool; 1 where whoever read stdout has ended, as head
+    does; otherwise 1, after a traceback.
     """
     match error:
         case InputError():
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
         case BrokenPipeError():
-            # Whoever read stdout has ended, as head does; what is in its buffer would fail again.
+            # Of stdout, the only pipe that is written to. What its buffer holds would fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            print("error: the program that reads the output has ended", file=sys.stderr)
+            print("error: cannot write to stdout: its reader has ended", file=sys.stderr)
             return 1
         case OSError() if reason := machine_fault(error):
             file = error.filename2 or error.filename  # of a rename its target
@@ -128,6 +128,7 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         with _said_once():
             main()
+            sys.stdout.flush()  # what it says may fail to be written
     except (Exception, KeyboardInterrupt) as error:
         sys.exit(report(error))
 
@@ -140,6 +141,7 @@ def _open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, this one
     sys.stdout, sys.stderr = (
+        # No block that closes it: it stays open as long as the program.
         stream or open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         for number, stream in ((1, sys.stdout), (2, sys.stderr))
     )

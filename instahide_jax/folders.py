@@ -21,7 +21,7 @@ def user_path(name: str | os.PathLike[str], what: str) -> Path:
     """
     text = os.fspath(name)
     if not text.strip():
-        raise InputError(f"{what} is empty; name a file or folder, or leave {what} out")
+        raise InputError(f"{what} is empty; name a file or folder")
     if "://" in text:  # of which a path would keep one slash
         raise InputError(
             f"{what} is {text}, an address; name a local path: mount or copy what is elsewhere"
@@ -32,12 +32,12 @@ def user_path(name: str | os.PathLike[str], what: str) -> Path:
         raise InputError(
             f"{what} is {text}, but that user has no home folder; write the whole path"
         ) from None
-    if is_loop(path):
+    if _is_loop(path):
         raise InputError(f"{what} is {text}, a link that leads to itself; mend or remove it")
     return path
 
 
-def is_loop(path: Path) -> bool:
+def _is_loop(path: Path) -> bool:
     """Whether a path leads through a link that leads to itself."""
     try:
         path.stat()

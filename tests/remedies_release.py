@@ -136,7 +136,7 @@ def arrays_of_users(place: Path) -> None:
 
 @case
 def paths(place: Path) -> None:
-    with refused("--out is empty; name a file or folder, or leave --out out"):
+    with refused("--out is empty; name a file or folder"):
         user_path("", "--out")
     user_path("a", "--out")
     with refused("write the whole path"):

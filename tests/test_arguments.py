@@ -138,10 +138,10 @@ def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
         (["--scheme.mask", "bit"], "invalid choice 'bit' for argument '--scheme.mask'"),
         (["--size", "two"], "--size: invalid literal for int() with base 10: 'two'; see train.py"),
         (["--kind", "c"], "invalid choice 'c' for argument '--kind'"),
-        (["--pool", ""], "--pool: '' is no path; name a file or folder; see train.py --help"),
-        (["--pool", " "], "--pool: ' ' is no path; name a file or folder; see train.py --help"),
-        (["--pool=~no-one/x"], "--pool: '~no-one/x' is of a user who has no home folder; write"),
-        (["--pool", "gs://b/x"], "--pool: 'gs://b/x' is an address; name a local file or folder"),
+        (["--pool", ""], "--pool: it is empty; name a file or folder; see train.py --help"),
+        (["--pool", " "], "--pool: it is empty; name a file or folder; see train.py --help"),
+        (["--pool=~no-one/x"], "--pool: it is ~no-one/x, but that user has no home folder; write"),
+        (["--pool", "gs://b/x"], "--pool: it is gs://b/x, an address; name a local path"),
     ],
 )
 def test_bad_usage_is_one_line(

@@ -4,6 +4,7 @@ import io
 import struct
 import warnings
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_an_end_of_zeros_is_damage(name: str, part: float, tmp_path: Path) -> No
     cut = int(len(data) * part)
     path.write_bytes(data[:-cut] + bytes(cut))
     for decode in (True, False):
-        found = attempt(path, lambda data, decode=decode: inspect(data, decode=decode))  # type: ignore[misc]
+        found = attempt(path, partial(inspect, decode=decode))
         assert isinstance(found, Problem)
         assert found.is_promised
         assert found.kind.startswith("damaged"), found

@@ -267,8 +267,12 @@ def test_streams_that_are_closed(closed, tmp_path):
     assert (tmp_path / "file").read_text() == "whole"
 
 
-def test_whoever_reads_the_output_may_end():
-    code = "from instahide_jax.errors import run_main; run_main(lambda: print('x' * 10**6))"
+@pytest.mark.parametrize("size", [1, 10**6])  # found at the end, and at once
+def test_whoever_reads_the_output_may_end(size):
+    wait = "import time; time.sleep(1)"  # until the reader has ended
+    code = (
+        f"from instahide_jax.errors import run_main; {wait}; run_main(lambda: print('x' * {size}))"
+    )
     command = f'"{sys.executable}" -c "$CODE" | true'
     result = subprocess.run(
         ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"],
@@ -278,7 +282,23 @@ def test_whoever_reads_the_output_may_end():
         check=False,
     )
     assert result.returncode == 1
-    assert result.stderr == "error: the program that reads the output has ended\n"
+    assert result.stderr == "error: cannot write to stdout: its reader has ended\n"
+
+
+def test_an_output_that_is_full():
+    code = "from instahide_jax.errors import run_main; run_main(lambda: print('x'))"
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: cannot write or read: No space left on device; mend that\n",
+    )
 
 
 def test_prepare_leaves_nothing_among_the_temporary_files(tmp_path, monkeypatch):

@@ -387,5 +387,5 @@ def test_the_default_folder_is_that_of_the_environment(
     assert json.loads((result.path / "dataset_info.json").read_text())["name"] == "fashion_mnist"
     assert open_split("fashion_mnist", "train").num_examples == SIZES["train"]
     monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket")
-    with pytest.raises(InputError, match="data_dir is 'gs://bucket': must be a local folder"):
+    with pytest.raises(InputError, match="data_dir is gs://bucket, an address; name a local path"):
         prepare("fashion_mnist", fashion)

@@ -154,7 +154,7 @@ def test_wrong_names_and_splits(prepared, name, split, words):
 
 
 def test_wrong_data_dirs(tmp_path):
-    with pytest.raises(InputError, match="must be a local folder"):
+    with pytest.raises(InputError, match="an address; name a local path"):
         open_split("tiny", "train", "gs://bucket/data")
     with pytest.raises(InputError, match="prepared are none"):
         open_split("qqqqqqqq", "train", str(tmp_path / "none"))

@@ -219,19 +219,12 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
                 f"the name of a class folder in {roots['train']} is {name!r}: rename it to a line "
                 "of text"
             )
-    stored: dict[str, str] = {}  # as TFDS reads names
     for name in names:
         other = looks[appearance(name)]
-        if other.strip() != name.strip():
-            raise InputError(
-                f"the class folders {name!a} and {other!a} in {roots['train']} look the "
-                "same: put them together, or rename one"
-            )
-        other = stored.setdefault(name.strip(), name)
         if other != name:
             raise InputError(
-                f"the class folders {other!r} and {name!r} in {roots['train']} differ in blanks "
-                "around the name only: put them together, or rename one"
+                f"the class folders {name!a} and {other!a} in {roots['train']} look the same: put "
+                "them together, or rename one"
             )
     _refuse_overlap(chain(*folders.values()))
     return names
