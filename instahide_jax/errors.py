@@ -99,8 +99,7 @@ def report(error: BaseException) -> int:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
         case BrokenPipeError():
-            # Of stdout, the only pipe that is written to. What its buffer holds would fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Of stdout, the only pipe that is written to.
             print("error: cannot write to stdout: its reader has ended", file=sys.stderr)
             return 1
         case OSError() if reason := machine_fault(error):
@@ -130,7 +129,17 @@ def run_main(main: Callable[[], None]) -> None:
             main()
             sys.stdout.flush()  # what it says may fail to be written
     except (Exception, KeyboardInterrupt) as error:
-        sys.exit(report(error))
+        code = report(error)
+        _end_output()
+        sys.exit(code)
+
+
+def _end_output() -> None:
+    """Write what stdout still holds; if that fails, drop it, or it would fail again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _open_standard_streams() -> None:

@@ -267,6 +267,10 @@ def test_streams_that_are_closed(closed, tmp_path):
     assert (tmp_path / "file").read_text() == "whole"
 
 
+# The environment of a shell, where stdout into a file or a pipe is written when its buffer is full.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 @pytest.mark.parametrize("size", [1, 10**6])  # found at the end, and at once
 def test_whoever_reads_the_output_may_end(size):
     wait = "import time; time.sleep(1)"  # until the reader has ended
@@ -276,7 +280,7 @@ def test_whoever_reads_the_output_may_end(size):
     command = f'"{sys.executable}" -c "$CODE" | true'
     result = subprocess.run(
         ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"],
-        env={**os.environ, "CODE": code},
+        env={**BUFFERED, "CODE": code},
         capture_output=True,
         text=True,
         check=False,
@@ -290,6 +294,7 @@ def test_an_output_that_is_full():
     with open("/dev/full", "w", encoding="utf-8") as full:
         result = subprocess.run(
             [sys.executable, "-c", code],
+            env=BUFFERED,
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
