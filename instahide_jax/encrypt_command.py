@@ -21,7 +21,7 @@ from instahide_jax.encrypt_files import (
     output_files,
     write_encrypted,
 )
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, listed
 from instahide_jax.files import check_private_place, private_file
 from instahide_jax.folders import user_path
 from instahide_jax.instahide import InstaHide
@@ -205,11 +205,12 @@ def _load(arguments: "EncryptArguments") -> tuple[Arrays, tuple[str, ...]]:
     if path.suffix == ".npz":
         _check_options(arguments, "a .npz file", ("size",))
         arrays = arrays_from_npz(path)
+        notes = _empty_classes(arrays)
         if arguments.size is None:
-            return arrays, ()
+            return arrays, notes
         count, *_, channels = arrays.images.shape
         _check_size(arguments.size, 2 * count * channels)  # one by one, and then together
-        return resized(arrays, arguments.size), ()
+        return resized(arrays, arguments.size), notes
     if path.is_dir():
         _check_options(arguments, "a folder", ("size", "split", "skip_unreadable"))
         _check_size(arguments.size, 4)  # the least: two gray images, and one of them twice more
@@ -229,6 +230,14 @@ def _load(arguments: "EncryptArguments") -> tuple[Arrays, tuple[str, ...]]:
         opened = open_split(arguments.source, split, arguments.data_dir)
         _check_size(arguments.size, opened.num_examples * (opened.image_shape[2] or 1))
     return load_arrays(arguments.source, split, arguments.data_dir, arguments.size), ()
+
+
+def _empty_classes(arrays: Arrays) -> tuple[str, ...]:
+    """A note of classes without images, as of labels that begin at 1."""
+    empty = np.setdiff1d(np.arange(arrays.num_classes), arrays.labels)
+    if not len(empty):
+        return ()
+    return (f"{arrays.num_classes} classes, but no image has the label {listed(empty)}",)
 
 
 def _check_size(size: int | None, planes: int) -> None:

@@ -43,6 +43,15 @@ def test_inside_from_npz(place, capsys):
     assert words.tobytes().hex().encode() not in written
 
 
+@pytest.mark.parametrize("size", ["", "--size 4"])
+def test_classes_without_images_are_told(size, place, capsys):
+    np.savez("odd.npz", image=ARRAYS.images, label=2 * ARRAYS.labels + 1)
+    run(f"odd.npz --out hidden.npz --secret-file a.secret {size}")
+    assert capsys.readouterr().out.endswith("; 8 classes, but no image has the label 0, 2, 4, 6\n")
+    run(f"data.npz --out all.npz --secret-file a.secret {size}")
+    assert "no image" not in capsys.readouterr().out
+
+
 def test_the_secret_decides(place):
     for out, secret in (("a", "a"), ("again", "a"), ("b", "b")):
         run(f"data.npz --out {out}.npz --secret-file {secret}.secret")
