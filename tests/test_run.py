@@ -1,5 +1,6 @@
 """The run folder: one experiment on one data set under one secret."""
 
+import errno
 import json
 from dataclasses import replace
 
@@ -273,3 +274,18 @@ def test_checkpoints_without_a_configuration_are_nobodys(tmp_path):
     (tmp_path / "a" / "config.json").unlink()
     with pytest.raises(InputError, match=r"holds checkpoints but no config.json .*; restore it"):
         _open(tmp_path / "a", EXPERIMENT, ["data"])
+
+
+@pytest.mark.parametrize("function", ["pathlib.Path.write_text", "os.replace"])
+def test_json_files_are_whole_or_absent(function, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "a.json"
+    run_module.write_json(path, {"is": 1})
+    monkeypatch.setattr(function, fail)
+    with pytest.raises(OSError, match="No space left"):
+        run_module.write_json(path, {"is": 2})
+    assert [(file, file.read_bytes()) for file in tmp_path.iterdir()] == [
+        (path, b'{\n  "is": 1\n}\n')
+    ]
