@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from instahide_jax.encoders import (
     Bert,
@@ -84,15 +85,16 @@ class Statistics:
     def __init__(self, config):
         self.config, self.outputs = config, []
         self.model = make_model(config, shape_of(config), 10)
-        self.module = next((m for base, m in MODULES.items() if isinstance(config, base)), None)
+        self.layer = next(layer for base, layer in LAYERS.items() if isinstance(config, base))
         self.init = jax.jit(self.model.init, compiler_options=QUICK)
         self.compute = jax.jit(self._compute, compiler_options=QUICK)
 
     def _compute(self, variables, inputs, labels):
-        original = getattr(self.module, "apply_block", None)
+        module, name = self.layer
+        original = getattr(module, name)
 
-        def recorded(block, *args, remat):
-            self.outputs.append(original(block, *args, remat=remat))
+        def recorded(*args, **settings):
+            self.outputs.append(original(*args, **settings))
             return self.outputs[-1]
 
         def loss(params):
@@ -101,12 +103,10 @@ class Statistics:
                 Variables(params, variables.stats), inputs, train=True
             )
             outputs = self.model.logits(params, features)
-            blocks = self.outputs or [features]
-            return example_losses(outputs, labels).mean(), (blocks[0], blocks[-1])
+            return example_losses(outputs, labels).mean(), (self.outputs[0], self.outputs[-1])
 
         with pytest.MonkeyPatch.context() as patch:
-            if original is not None:
-                patch.setattr(self.module, "apply_block", recorded)
+            patch.setattr(module, name, recorded)
             (value, ends), gradients = jax.value_and_grad(loss, has_aux=True)(variables.params)
         rms = [jnp.sqrt(jnp.square(end.astype(jnp.float32)).mean()) for end in ends]
         return value, rms, _end_kernels(gradients["encoder"])
@@ -143,7 +143,15 @@ KERNELS = (
     "layers/{}/intermediate/kernel",
     "convs/{}/kernel",
 )
-MODULES = {ResNet: resnet, WideResNet: resnet, ViT: vit, Bert: bert}  # whose blocks are applied
+# What puts out the blocks of an encoder, or its layers.
+LAYERS = {
+    ResNet: (resnet, "apply_block"),
+    WideResNet: (resnet, "apply_block"),
+    ViT: (vit, "apply_block"),
+    Bert: (bert, "apply_block"),
+    ConvNet: (nnx, "relu"),
+    LeNet5: (nnx, "relu"),
+}
 
 
 @functools.cache

@@ -26,22 +26,30 @@ ONE_OF_EACH = {
     "lenet": LeNet5(),
     "vit": NETWORKS["vit 1"],
     "bert": small_bert(layers=1, output="pooled"),
+    "roberta": small_bert(layers=1, output="pooled", kind="roberta", positions=18),
 }
 
 # The spread of every kind of weight
 
-UNIFORM = ("uniform", 1.8, np.sqrt(3))  # name, kurtosis, largest entry in deviations
-NORMAL = ("normal", 3.0, None)
+# Name, kurtosis, largest entry and mean in deviations.
+UNIFORM = ("uniform", 1.8, np.sqrt(3), 0)
+UNIT = ("uniform in [0, 1)", 1.8, np.sqrt(12), np.sqrt(3))
+NORMAL = ("normal", 3.0, None, 0)
 TRUNCATED_STD = float(scipy.stats.truncnorm(-2, 2).std())
 TRUNCATED = (
     "truncated",
     float(scipy.stats.truncnorm(-2, 2).stats("k")) + 3,
     2 / TRUNCATED_STD,
+    0,
 )
 
 
 def pytorch(fan_in, fan_out):
     return UNIFORM, (3 * fan_in) ** -0.5
+
+
+def he_fan_in(fan_in, fan_out):
+    return NORMAL, (2 / fan_in) ** 0.5
 
 
 def he_fan_out(fan_in, fan_out):
@@ -64,11 +72,15 @@ def zero(fan_in, fan_out):
     return "zero", 0.0
 
 
+def torch7_scale(fan_in, fan_out):
+    return UNIT, 12**-0.5
+
+
 def one(fan_in, fan_out):
     return "one", 1.0
 
 
-def position(fan_in, fan_out):
+def normal(fan_in, fan_out):
     return NORMAL, 0.02
 
 
@@ -81,15 +93,19 @@ RESNET = {"scale": one, "norm1/bias": zero, "norm2/bias": zero, "norm/bias": zer
 RULES = {
     "published": RESNET | {"kernel": pytorch, "head/bias": pytorch},
     "imagenet": RESNET | {"head/kernel": pytorch, "head/bias": pytorch, "kernel": he_fan_out},
-    "wide": RESNET | {"head/kernel": pytorch, "head/bias": zero, "kernel": he_fan_out},
+    "wide": {
+        **{"head/kernel": pytorch, "head/bias": zero, "kernel": he_fan_in},
+        **{"scale": torch7_scale, "bias": zero},
+    },
     "convnet": {"scale": one, "head/bias": pytorch, "bias": zero, "kernel": pytorch},
     "lenet": {"kernel": pytorch, "bias": pytorch},
     "vit": {
-        **{"scale": one, "cls": zero, "positions": position, "head/kernel": zero},
+        **{"scale": one, "cls": zero, "positions": normal, "head/kernel": zero},
         **{"patches/kernel": lecun, "kernel": glorot},
         **{"dense1/bias": mlp_bias, "dense2/bias": mlp_bias, "bias": zero},
     },
     "bert": {"scale": one, "kernel": truncated, "embedding": truncated, "bias": zero},
+    "roberta": {"scale": one, "kernel": normal, "embedding": normal, "bias": zero},
 }
 RULES |= {"standard": RULES["published"]}
 
@@ -107,11 +123,11 @@ def check_spread(params, rules):
         if isinstance(kind, str):
             assert (values == std).all(), f"{name} is not {kind}"
             continue
-        shape, kurtosis, largest = kind
+        shape, kurtosis, largest, mean = kind
         # Of n draws the standard deviation errs by sqrt((kurtosis - 1) / 4 n) of itself.
         error = 5 * np.sqrt((kurtosis - 1) / (4 * values.size))
         assert values.std() == pytest.approx(std, rel=error), f"spread of {name}"
-        assert abs(values.mean()) < 5 * std / np.sqrt(values.size), f"mean of {name}"
+        assert abs(values.mean() - mean * std) < 5 * std / np.sqrt(values.size), f"mean of {name}"
         if largest is not None:
             assert np.abs(values).max() < 1.001 * largest * std, f"{name} is not {shape}"
         if values.size > 2000:

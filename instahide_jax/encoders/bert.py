@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from instahide_jax.encoders.base import EncoderConfig
-from instahide_jax.encoders.initialisation import LayerInit, truncated_normal
+from instahide_jax.encoders.initialisation import LayerInit, normal, truncated_normal
 from instahide_jax.encoders.layers import Attention, apply_block, dense, layer_norm
 from instahide_jax.errors import InputError
 
@@ -35,8 +35,8 @@ class Bert(EncoderConfig):
       token_types: rows of the token type embedding.
       norm_epsilon: of the layer normalisations.
       padding_idx: position of padding in RoBERTa; BERT ignores it.
-      init_std: standard deviation of the truncated normal that initialises kernels, embeddings and
-        the head.
+      init_std: standard deviation of the normal distribution that kernels, embeddings and the head
+        start from, cut at two of it where `kind` is "bert".
       output: "pooled", tanh of a dense layer on the first token [B, hidden]; "cls", the first token
         [B, hidden]; "mean" over the tokens [B, hidden]; "sequence" [B, L, hidden]. Only with
         "pooled" is there a pooler among the parameters.
@@ -96,7 +96,7 @@ class Bert(EncoderConfig):
 
     @property
     def head_init(self) -> LayerInit:
-        return truncated_normal(self.init_std)
+        return (normal if self.kind == "roberta" else truncated_normal)(self.init_std)
 
     @property
     def max_length(self) -> int:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from instahide_jax.encoders.initialisation import LayerInit
+from instahide_jax.encoders.initialisation import Initializer, LayerInit
 
 
 def conv(
@@ -46,9 +46,17 @@ def dense(inputs: int, outputs: int, *, init: LayerInit, dtype: str, rngs: nnx.R
     )
 
 
-def norm(features: int, *, dtype: str, rngs: nnx.Rngs) -> nnx.BatchNorm:
+def norm(
+    features: int,
+    *,
+    scale_init: Initializer = nnx.initializers.ones,
+    dtype: str,
+    rngs: nnx.Rngs,
+) -> nnx.BatchNorm:
     """Batch normalisation with the momentum and epsilon of the published PyTorch code."""
-    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+    return nnx.BatchNorm(
+        features, momentum=0.9, epsilon=1e-5, scale_init=scale_init, dtype=dtype, rngs=rngs
+    )
 
 
 def mean_pool(x: Any) -> jax.Array:

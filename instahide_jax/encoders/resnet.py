@@ -1,6 +1,7 @@
 """Residual networks for images: ResNet-18 in two forms, and WideResNets."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -8,9 +9,11 @@ from flax import nnx
 
 from instahide_jax.encoders.base import EncoderConfig
 from instahide_jax.encoders.initialisation import (
+    HE_FAN_IN,
     HE_FAN_OUT,
     PYTORCH,
     PYTORCH_ZERO_BIAS,
+    TORCH7_SCALE,
     LayerInit,
 )
 from instahide_jax.encoders.layers import apply_block, conv, mean_pool, norm
@@ -28,9 +31,9 @@ class ResNet(EncoderConfig):
         halves the image.
       width: channels of the first stage; every stage doubles them.
       form: "published" is the network that the InstaHide code calls ResNet18, a hybrid: a stem with
-        batch normalisation and ReLU, then pre-activation blocks, and no normalisation before
-        pooling (11,171,274 parameters with 10 classes and 3 channels). "standard" is the
-        post-activation ResNet for CIFAR (11,173,962).
+        batch normalisation and ReLU, then pre-activation blocks whose shortcuts are activated as
+        well, and no normalisation before pooling (11,171,274 parameters with 10 classes and 3
+        channels). "standard" is the post-activation ResNet for CIFAR (11,173,962).
       stem: "cifar" is a 3x3 convolution; "strided" one of stride 2, for a quarter of the work;
         "imagenet" a 7x7 one of stride 2 and a 3x3 max-pooling of stride 2, for 224x224.
     """
@@ -84,7 +87,11 @@ class _PostActivationBlock(nnx.Module):
 
 
 class _PreActivationBlock(nnx.Module):
-    """Normalise, activate, convolve, twice; where the shape changes, the shortcut is activated."""
+    """Normalise, activate, convolve, twice.
+
+    The shortcut begins behind the first activation, even where it is the identity: so it stands in
+    the InstaHide code (models/resnet.py, PreActBlock), unlike in He et al. 2016.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, stride: int, init: LayerInit, dtype: str, rngs: nnx.Rngs
@@ -102,7 +109,7 @@ class _PreActivationBlock(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         activated = nnx.relu(self.norm1(x))
         y = nnx.relu(self.norm2(self.conv1(activated)))
-        return self.conv2(y) + (self.shortcut(activated) if self.has_shortcut else x)
+        return self.conv2(y) + (self.shortcut(activated) if self.has_shortcut else activated)
 
 
 class _ResNet(nnx.Module):
@@ -169,22 +176,22 @@ class WideResNet(EncoderConfig):
         return _WideResNet(self, shape[2], rngs)
 
 
+_wide_conv = partial(conv, init=HE_FAN_IN)
+_wide_norm = partial(norm, scale_init=TORCH7_SCALE)
+
+
 class _WideBlock(nnx.Module):
     def __init__(
         self, inputs: int, outputs: int, stride: int, dropout: float, dtype: str, rngs: nnx.Rngs
     ):
-        self.norm1 = norm(inputs, dtype=dtype, rngs=rngs)
-        self.conv1 = conv(
-            inputs, outputs, 3, stride=stride, init=HE_FAN_OUT, dtype=dtype, rngs=rngs
-        )
-        self.norm2 = norm(outputs, dtype=dtype, rngs=rngs)
+        self.norm1 = _wide_norm(inputs, dtype=dtype, rngs=rngs)
+        self.conv1 = _wide_conv(inputs, outputs, 3, stride=stride, dtype=dtype, rngs=rngs)
+        self.norm2 = _wide_norm(outputs, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
-        self.conv2 = conv(outputs, outputs, 3, init=HE_FAN_OUT, dtype=dtype, rngs=rngs)
+        self.conv2 = _wide_conv(outputs, outputs, 3, dtype=dtype, rngs=rngs)
         self.has_shortcut = inputs != outputs or stride != 1
         if self.has_shortcut:
-            self.shortcut = conv(
-                inputs, outputs, 1, stride=stride, init=HE_FAN_OUT, dtype=dtype, rngs=rngs
-            )
+            self.shortcut = _wide_conv(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, key: Any) -> jax.Array:
         activated = nnx.relu(self.norm1(x))
@@ -197,7 +204,7 @@ class _WideResNet(nnx.Module):
     def __init__(self, config: WideResNet, channels: int, rngs: nnx.Rngs):
         dtype = config.dtype
         self.remat = config.remat
-        self.stem = conv(channels, 16, 3, init=HE_FAN_OUT, dtype=dtype, rngs=rngs)
+        self.stem = _wide_conv(channels, 16, 3, dtype=dtype, rngs=rngs)
         blocks = []
         inputs = 16
         for stage in range(3):
@@ -207,7 +214,7 @@ class _WideResNet(nnx.Module):
                 blocks.append(_WideBlock(inputs, outputs, stride, config.dropout, dtype, rngs))
                 inputs = outputs
         self.blocks = nnx.List(blocks)
-        self.norm = norm(inputs, dtype=dtype, rngs=rngs)
+        self.norm = _wide_norm(inputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, rngs: Any = None) -> jax.Array:
         x = self.stem(x)

@@ -1,4 +1,4 @@
-"""Make the reference statistics of tests/test_initialisation.py with PyTorch.
+"""Make the reference statistics of tests/test_fresh_networks.py with PyTorch.
 
     pip install torch==2.13.0
     python tests/golden/make_initialisation_golden.py
@@ -7,7 +7,13 @@ Builds the networks of `instahide_jax.encoders.initialisation` with PyTorch's la
 start as their originals do, and writes initialisation.json beside this file: of every network and
 statistic the mean and the standard deviation over seeds. The statistics are the losses of the fresh
 network, the root mean square of what the first and the last block put out, and the norms of the
-gradients of their first kernels.
+gradients of their first kernels. What is easily missed in two of the originals:
+
+- published: github.com/Hazelsuko07/InstaHide, models/resnet.py at 8048b06: in PreActBlock
+  `self.shortcut` takes what bn1 and ReLU put out, and is empty where the shape stays.
+- wide: github.com/szagoruyko/wide-residual-networks, models/wide-resnet.lua and utils.lua at
+  ea02518: fan_in; where the shape stays, the shortcut is the input of the block; the scales are
+  those of Torch7's batch normalisation.
 """
 
 import json
@@ -24,11 +30,15 @@ SEEDS = range(16)
 
 
 class Basic(nn.Module):
-    """A residual block with two 3x3 convolutions, normalised before or after them."""
+    """A residual block with two 3x3 convolutions, normalised before or after them.
 
-    def __init__(self, inputs, outputs, stride, pre, shortcut_norm):
+    With "pre" the shortcut is activated where it is a convolution, with "published" everywhere.
+    """
+
+    def __init__(self, inputs, outputs, stride, form):
         super().__init__()
-        self.pre = pre
+        self.form = form
+        pre = form != "standard"
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(inputs if pre else outputs)
@@ -36,14 +46,16 @@ class Basic(nn.Module):
         self.shortcut = None
         if stride != 1 or inputs != outputs:
             convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            norm = [nn.BatchNorm2d(outputs)] if shortcut_norm else []
+            norm = [] if pre else [nn.BatchNorm2d(outputs)]
             self.shortcut = nn.Sequential(convolution, *norm)
 
     def forward(self, x):
-        if self.pre:
+        if self.form != "standard":
             active = F.relu(self.norm1(x))
             y = self.conv2(F.relu(self.norm2(self.conv1(active))))
-            return y + (x if self.shortcut is None else self.shortcut(active))
+            if self.shortcut is not None:
+                return y + self.shortcut(active)
+            return y + (active if self.form == "published" else x)
         y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
         return F.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
@@ -72,8 +84,8 @@ class Residual(nn.Module):
         return [block.conv1.weight for block in self.blocks]
 
 
-def resnet(pre, imagenet_stem=False, width=16, counts=(2, 2, 2, 2)):
-    """ResNets: the published hybrid (`pre`) and the standard one."""
+def resnet(form, imagenet_stem=False, width=16, counts=(2, 2, 2, 2)):
+    """ResNets: the "published" hybrid and the "standard" one."""
     size, stride = (7, 2) if imagenet_stem else (3, 1)
     stem = [
         nn.Conv2d(3, width, size, stride, size // 2, bias=False),
@@ -86,7 +98,7 @@ def resnet(pre, imagenet_stem=False, width=16, counts=(2, 2, 2, 2)):
     for stage, count in enumerate(counts):
         outputs = width * 2**stage
         for i in range(count):
-            blocks.append(Basic(inputs, outputs, 2 if stage and not i else 1, pre, not pre))
+            blocks.append(Basic(inputs, outputs, 2 if stage and not i else 1, form))
             inputs = outputs
     net = Residual(nn.Sequential(*stem), blocks, False, inputs)
     if imagenet_stem:  # as torchvision: He, fan_out
@@ -97,24 +109,26 @@ def resnet(pre, imagenet_stem=False, width=16, counts=(2, 2, 2, 2)):
 
 
 def wide_resnet(depth=16, widen=2):
-    """A WideResNet, started as in its Lua code: He, fan_out; the head's bias 0."""
+    """A WideResNet, started as in its Lua code."""
     blocks, inputs = [], 16
     for stage in range(3):
         outputs = 16 * widen * 2**stage
         for i in range((depth - 4) // 6):
-            blocks.append(Basic(inputs, outputs, 2 if stage and not i else 1, True, False))
+            blocks.append(Basic(inputs, outputs, 2 if stage and not i else 1, "pre"))
             inputs = outputs
     net = Residual(nn.Conv2d(3, 16, 3, 1, 1, bias=False), blocks, True, inputs)
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
-            fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1]
-            nn.init.normal_(layer.weight, std=(2 / fan_out) ** 0.5)
+            fan_in = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
+            nn.init.normal_(layer.weight, std=(2 / fan_in) ** 0.5)
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight)
     nn.init.zeros_(net.head.bias)
     return net
 
 
 class LeNet(nn.Module):
-    """LeNet-5 with ReLU and max-pooling; its convolutions stand for blocks."""
+    """LeNet-5 with ReLU and max-pooling; its layers stand for blocks."""
 
     def __init__(self):
         super().__init__()
@@ -124,11 +138,11 @@ class LeNet(nn.Module):
         self.block_outputs = []
 
     def forward(self, x):
-        first = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        second = F.max_pool2d(F.relu(self.conv2(first)), 2)
-        x = F.relu(self.dense1(second.flatten(1)))
+        first = F.relu(self.conv1(x))
+        second = F.relu(self.conv2(F.max_pool2d(first, 2)))
+        x = F.relu(self.dense1(F.max_pool2d(second, 2).flatten(1)))
         x = F.relu(self.dense2(x))
-        self.block_outputs = [x]
+        self.block_outputs = [first, x]
         return self.head(x)
 
     def kernels(self):
@@ -172,9 +186,9 @@ class Bert(nn.Module):
 
 
 NETWORKS = {
-    "published": lambda: resnet(pre=True),
-    "standard": lambda: resnet(pre=False),
-    "imagenet": lambda: resnet(pre=False, imagenet_stem=True),
+    "published": lambda: resnet("published"),
+    "standard": lambda: resnet("standard"),
+    "imagenet": lambda: resnet("standard", imagenet_stem=True),
     "wide": wide_resnet,
     "lenet": LeNet,
     "bert": Bert,
