@@ -6,7 +6,7 @@
 The first argument names a config file and, after a colon, one of its variants. Every field of the
 configuration can be overridden (`--help` after the config lists them). A run that was killed
 continues where it was when started again with the same arguments, and ends with the same parameters
-bit for bit.
+(on CPUs bit for bit).
 """
 
 import argparse

@@ -5,8 +5,8 @@
         --encoder.dtype bfloat16
 
 Every run is `train.py CONFIG:VARIANT --seed SEED` with what follows `--`, then `eval.py` on it.
-Runs are kept in the folder --workdir: the same command goes on where it was. The time is the
-processor time of the last start of train.py, with compiling.
+Runs are kept in the folder --workdir: the same command at the same commit resumes them. Times are
+summed over the starts of train.py, with compiling.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = ("1", "5", "10", "20")  # encryptions per test image, as eval.py does by default
+TIMES = {"cpu_s": "CPU time", "wall_s": "time"}  # of training, as noted and as printed
 
 
 def run_folder(config: str, variant: str, seed: int, folder: Path) -> Path:
@@ -31,29 +33,57 @@ def run_folder(config: str, variant: str, seed: int, folder: Path) -> Path:
     return folder / f"{Path(config).stem}-{variant}-{seed}"
 
 
-def finish(config: str, variant: str, seed: int, folder: Path, overrides: list[str]) -> None:
-    """Train and score one run, unless that is done."""
-    run = run_folder(config, variant, seed, folder)
+def finish(run: Path, arguments: list[str], environment: dict[str, str]) -> None:
+    """Train and score one run, unless that is done.
+
+    Args:
+      run: its folder.
+      arguments: of train.py, without the folder.
+      environment: of both programs.
+    """
+    asked = {"arguments": arguments, "commit": _commit()}
+    new: dict[str, Any] = asked | dict.fromkeys(TIMES, 0.0)
+    notes = noted(run) if _notes(run).exists() else new
+    for name, value in asked.items():
+        if notes[name] != value:
+            raise SystemExit(
+                f"{run} has the {name} {notes[name]}, not {value}: remove it, or choose another "
+                "--workdir"
+            )
     if (run / "eval.json").exists():
         return
-    train = ("train.py", f"{config}:{variant}", "--workdir", str(run), "--seed", str(seed))
-    seconds = _call(*train, *overrides, log=run.with_suffix(".log"))
+    _notes(run).write_text(json.dumps(notes), encoding="utf-8")
+    start, log = time.perf_counter(), run.with_suffix(".log")
+    code, cpu = _call(["train.py", *arguments, "--workdir", str(run)], log, environment)
+    notes["cpu_s"] += cpu
+    notes["wall_s"] += time.perf_counter() - start
+    _notes(run).write_text(json.dumps(notes), encoding="utf-8")
+    if not code:
+        code, _ = _call(["eval.py", str(run)], log, environment)
+    if code:
+        raise SystemExit(f"{run} failed: see {log}")
+    if _commit() != notes["commit"]:
+        (run / "eval.json").unlink()
+        raise SystemExit(f"the sources have changed since {run} began: remove it")
+
+
+def _commit() -> str:
     git = ("git", "-C", str(ROOT), "describe", "--always", "--dirty")
-    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
-    noted = {"cpu_s": seconds, "commit": commit}
-    run.with_suffix(".noted.json").write_text(json.dumps(noted), encoding="utf-8")
-    _call("eval.py", str(run), log=run.with_suffix(".log"))
+    return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def _call(program: str, *arguments: str, log: Path) -> float:
-    """Run a program of this project; its processor time in seconds."""
+def _call(command: list[str], log: Path, environment: dict[str, str]) -> tuple[int, float]:
+    """Run a program of this project; its exit code and processor time in seconds."""
+    program, *arguments = command
     with log.open("a", encoding="utf-8") as file:
-        command = [sys.executable, str(ROOT / program), *arguments]
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / program), *arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
         _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"{program} {' '.join(arguments)} failed: see {log}")
-    return usage.ru_utime + usage.ru_stime
+    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 
 
 def row(variant: str, runs: list[Path]) -> str:
@@ -67,14 +97,20 @@ def row(variant: str, runs: list[Path]) -> str:
         for count in COUNTS:
             found = [score[name][count] for score in scores if count in score[name]]
             cells.append(f"{np.mean(found):.3f}" if found else "")
-    cells.append(f"{np.mean([noted(run)['cpu_s'] for run in runs]):,.0f} s")
+    for name in TIMES:
+        seconds = np.mean([noted(run)[name] for run in runs])
+        cells += [f"{seconds:,.0f} s"]
     return f"| {variant} | {' | '.join(cells)} |"
 
 
 def noted(run: Path) -> dict[str, Any]:
     """What `finish` noted."""
-    values: dict[str, Any] = json.loads(run.with_suffix(".noted.json").read_text())
+    values: dict[str, Any] = json.loads(_notes(run).read_text())
     return values
+
+
+def _notes(run: Path) -> Path:
+    return run.with_suffix(".noted.json")
 
 
 def main() -> None:
@@ -87,24 +123,33 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/results"))
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
     words = sys.argv[1:]
-    own = words.index("--") if "--" in words else len(words)
-    given = parser.parse_args(words[:own])
+    end = words.index("--") if "--" in words else len(words)
+    given, overrides = parser.parse_args(words[:end]), words[end + 1 :]
     given.workdir.mkdir(parents=True, exist_ok=True)
     runs = {
         (variant, seed): run_folder(given.config, variant, seed, given.workdir)
         for variant in given.variants
         for seed in given.seeds
     }
+    # Otherwise JAX takes three quarters of a GPU's memory for each of them.
+    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / given.at_once:.2f}"}
+    environment = {**(share if given.at_once > 1 else {}), **os.environ}
     with ThreadPoolExecutor(given.at_once) as threads:
         waiting = [
-            threads.submit(finish, given.config, *job, given.workdir, words[own + 1 :])
-            for job in runs
+            threads.submit(
+                finish,
+                run,
+                [f"{given.config}:{variant}", "--seed", str(seed), *overrides],
+                environment,
+            )
+            for (variant, seed), run in runs.items()
         ]
         for run, done in zip(runs.values(), waiting, strict=True):
             done.result()
             print(f"{run} is done", file=sys.stderr)
     heads = [f"seed {seed}" for seed in given.seeds] + ["mean"] * (len(given.seeds) > 1)
-    heads += [f"{who}T={count}" for who in ("", "oracle ") for count in COUNTS] + ["CPU time"]
+    heads += [f"{who}T={count}" for who in ("", "oracle ") for count in COUNTS]
+    heads += TIMES.values()
     print(f"| variant | {' | '.join(heads)} |")
     print(f"|---|{'---|' * len(heads)}")
     for variant in given.variants:

@@ -9,11 +9,11 @@
 
 Variants: default (= inside), vanilla, mixup, inside, cross: ResNet-18, SGD 0.1, batch 128, 200
 epochs, divided by 10 at 100 and 150, as published. With the suffix `_short`: a cosine over 30
-epochs of vanilla, or 90 of mixed images, which need far more: of `inside` 30 epochs reached 0.813
-and 76 of 90 reached 0.875 on validation images and rising; 200 are published with 0.923. With the
-suffix `_cpu`: a small ResNet without crops and flips, for machines without an accelerator; 10
-epochs of vanilla, 40 of mixed images. Measured accuracies and what the runs cost are in
-docs/results.md.
+epochs of vanilla (weight decay 5e-4), or 90 of mixed images (1e-4), which need far more: of
+`inside` 30 epochs reached 0.813 and 76 of 90 reached 0.875 on validation images and rising, with
+the initialisation of commit 12365ad; 200 are published with 0.923. With the suffix `_cpu`: a small
+ResNet without crops and flips, for machines without an accelerator; 10 epochs of vanilla, 40 of
+mixed images. Measured accuracies and what the runs cost are in docs/results.md.
 """
 
 from dataclasses import replace

@@ -4,9 +4,10 @@
     instahide prepare public-pool --source PHOTOS --out data/photos32.npy
     python train.py configs/cifar100.py:inside
 
-Variants: default (= inside), vanilla, mixup, inside, cross. The 200 epochs are needed: on CIFAR-10
-a third of them was far too few for hidden images. This project has not run CIFAR-100, which was not
-at hand; the authors report 74.5 % inside and 77.9 % vanilla with NASNet.
+Variants: default (= inside), vanilla, mixup, inside, cross. The 200 epochs are needed: hidden
+images of CIFAR-10 still gained after 76 (an older measurement, docs/results.md). This project has
+not run CIFAR-100, which was not at hand; the authors report 74.5 % inside and 77.9 % vanilla with
+NASNet.
 """
 
 from instahide_jax import InstaHide, NoHiding

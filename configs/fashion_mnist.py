@@ -5,9 +5,9 @@
     python train.py configs/fashion_mnist.py:inside
     python train.py configs/fashion_mnist.py:cross
 
-Variants: default (= inside), vanilla, mixup, inside, cross. Mixed images need all 50 epochs,
-vanilla far fewer: give it --epochs 10. Only cross needs the pool. Measured accuracies and what the
-runs cost are in docs/results.md.
+Variants: default (= inside), vanilla, mixup, inside, cross. The 50 epochs are for mixed images;
+vanilla needs far fewer: give it --epochs 10. Only cross needs the pool. Measured accuracies and
+what the runs cost are in docs/results.md.
 """
 
 from typing import Any

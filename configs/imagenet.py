@@ -1,15 +1,15 @@
 """ImageNet at 224 pixels, streamed, with ResNet-18 (standard form, 7x7 stem).
 
     instahide prepare imagenet2012
-    instahide prepare public-pool --source PHOTOS --size 224 --test-size 256 --out pool.npy
+    instahide prepare public-pool --source JPEGS --out data/photos224.npy --size 224 --test-size 256
     python train.py configs/imagenet.py:inside --data.data-dir TFDS_FOLDER
     python train.py configs/imagenet.py:vit --data.data-dir TFDS_FOLDER --encoder.remat
 
 Variants: default (= inside), vanilla, mixup, inside, cross, vit. Partners are drawn from the batch,
 because a stream is not in memory. Another prepared data set of photographs takes `--data.name` and
 its splits. This project has not run it on ImageNet, which was not at hand. The 90 epochs are what
-plain images need. Hidden ones need more: on CIFAR-10 they gained from 90 epochs where plain images
-needed 30, so try `--epochs 300`.
+plain images need. Hidden ones need more: on CIFAR-10 they still gained after 76 epochs (an older
+measurement, docs/results.md), so try `--epochs 300`.
 """
 
 from dataclasses import replace

@@ -68,7 +68,7 @@ def make_keys(secrets: Mapping[int, SecretKey], seed: jax.Array) -> dict[int, Cl
       secrets: of the clients, each bound to the run's fingerprint.
       seed: typed key [] of the run.
     """
-    others = jax.random.fold_in(seed, 5)  # purposes 0 to 4 are order, views, dropout, public texts
+    others = jax.random.fold_in(seed, 5)  # 0: order, 1: views, 2, 3: dropouts, 4: public texts
     return {
         client: ClientKeys(secret, jax.random.fold_in(others, client) if client else seed)
         for client, secret in secrets.items()
@@ -147,7 +147,7 @@ def check_finite(losses: Mapping[int, jax.Array], state: TrainState, steps_per_e
     what = f"the loss is {losses[step]}" if wrong else "a parameter is NaN or infinite"
     epoch, batch = divmod(step - 1, steps_per_epoch)
     raise InputError(
-        f"{what} after step {step} (batch {batch + 1} of pass {epoch + 1}); checkpoints before it "
+        f"{what} after step {step} (batch {batch + 1} of epoch {epoch + 1}); checkpoints before it "
         "are kept: lower the learning rate, in another --workdir"
     )
 

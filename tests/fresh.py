@@ -159,12 +159,12 @@ def statistics(name):
     return Statistics(NETWORKS[name])
 
 
-def measured(made, seeds):
+def measured(network, seeds):
     """Mean and deviation over seeds of the golden statistics, by their names."""
     found = []
     for seed in seeds:
         one = {}
-        if isinstance(made.config, Bert):
+        if isinstance(network.config, Bert):
             ids, labels = fresh_batches.tokens(seed)
             ids = ids.astype(np.int32)
             given = {"ids": ids, "types": np.zeros_like(ids), "mask": np.ones_like(ids)}
@@ -172,7 +172,7 @@ def measured(made, seeds):
         else:
             data = fresh_batches.batches(SIDE, 10, seed)
         for scheme, batch in data.items():
-            loss, activations, gradients = made.of(seed, *batch)
+            loss, activations, gradients = network.of(seed, *batch)
             one[f"loss, {scheme}"] = loss
             for place, activation, gradient in zip(
                 ("first", "last"), activations, gradients, strict=True
@@ -187,18 +187,18 @@ def _columns(rows):
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def check_golden(made, golden, seeds=range(6)):
+def check_golden(network, golden, seeds=range(6)):
     """The statistics of the PyTorch original are met within their spread."""
-    found = measured(made, seeds)
+    found = measured(network, seeds)
     for name, (mean, deviation) in golden.items():
         ours, spread = found[name]
         error = 5 * np.hypot(deviation / 4, spread / np.sqrt(len(seeds)))
         assert ours == pytest.approx(mean, abs=error + 1e-3 * mean), name
 
 
-def check_orders(made, seeds=range(2)):
+def check_orders(network, seeds=range(2)):
     """First and last block are of one order of magnitude, in activations and gradients."""
-    found = measured(made, seeds)
+    found = measured(network, seeds)
     for scheme in {name.partition(", ")[2] for name in found}:
         for what in ("activations", "gradients"):
             first, last = (

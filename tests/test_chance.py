@@ -57,22 +57,22 @@ def test_chance_of_balanced_classes_is_the_logarithm_of_their_number():
 def _warnings(check, losses, means=None):
     """What a check says of the steps 1, 2, ...: {step: warning}."""
     means = target_means(jnp.asarray(BALANCED)) if means is None else means
-    said = {step: check.add(step, np.float32(x), means) for step, x in enumerate(losses, 1)}
-    return {step: warning for step, warning in said.items() if warning is not None}
+    warnings = {step: check.add(step, np.float32(x), means) for step, x in enumerate(losses, 1)}
+    return {step: warning for step, warning in warnings.items() if warning is not None}
 
 
 @pytest.mark.parametrize(
     ("epoch", "warmup", "due"), [(10, 0, WINDOW), (500, 0, 500), (300, 1, 600)]
 )
 def test_a_run_at_chance_is_warned_once(epoch, warmup, due):
-    said = _warnings(LearningCheck(epoch, warmup), [np.log(4)] * (2 * due))
-    assert list(said) == [due]
-    assert said[due].startswith(
+    warnings = _warnings(LearningCheck(epoch, warmup), [np.log(4)] * (2 * due))
+    assert list(warnings) == [due]
+    assert warnings[due].startswith(
         f"after {due:,} steps the training loss is 1.386, and guessing loses 1.386: the network has"
         " not begun to learn."
     )
     for option in ("--optimizer.learning-rate", "--optimizer.schedule.warmup-epochs", "--workdir"):
-        assert option in said[due]
+        assert option in warnings[due]
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_only_the_last_steps_count():
 def test_chance_is_that_of_all_targets_and_not_of_single_batches():
     """A batch of one class has no entropy of its own."""
     check = LearningCheck(1, 0)
-    said = [
+    warnings = [
         check.add(step, np.float32(0.9), target_means(jnp.asarray(BALANCED[step % 4][None, :])))
         for step in range(1, WINDOW + 1)
     ]
-    assert said == [None] * WINDOW
+    assert warnings == [None] * WINDOW
 
 
 def test_a_run_that_resumes_later_is_not_checked():

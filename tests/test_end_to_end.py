@@ -217,7 +217,7 @@ def test_a_loss_that_explodes_ends_the_run_and_no_bad_checkpoint_is_kept(place, 
     code, _, err = call("train", place.config, "--workdir", folder, *settings)
     assert code == 2
     message = (
-        r"error: (the loss|a parameter) is .* after step (\d+) \(batch (\d) of pass (\d)\); .*"
+        r"error: (the loss|a parameter) is .* after step (\d+) \(batch (\d) of epoch (\d)\); .*"
     )
     (step, batch, epoch), *_ = re.findall(message.replace("(the loss|a parameter)", ".*"), err)
     assert int(step) == 5 * (int(epoch) - 1) + int(batch) <= 20

@@ -63,7 +63,7 @@ SCHEMES = {
 }
 
 
-def check_loss(made, num_classes=10, seeds=range(3)):
+def check_loss(network, num_classes=10, seeds=range(3)):
     """A fresh network loses what guessing loses, whatever hides its inputs."""
     for name, scheme in SCHEMES.items():
         losses, masses = [], []
@@ -71,7 +71,7 @@ def check_loss(made, num_classes=10, seeds=range(3)):
             images, labels = data.batches(SIDE, num_classes, seed)["vanilla"]
             pool = data.batches(SIDE, num_classes, seed + 100)["vanilla"][0]
             hidden = _hide(scheme)(insecure_secret(seed), images, labels, pool)
-            losses.append(made.of(seed, hidden["image"], hidden["label"])[0])
+            losses.append(network.of(seed, hidden["image"], hidden["label"])[0])
             masses.append(float(hidden["label"].sum(axis=1).mean()))
         # Labels of cross sum to less than 1.
         excess = np.mean(losses) / np.mean(masses) - np.log(num_classes)
