@@ -235,6 +235,24 @@ def test_an_image_of_two_classes(link: str, to: str, message: str, tmp_path: Pat
     assert len(arrays_from_folder(tmp_path, skip_unreadable=True).arrays.labels) == 5
 
 
+def test_an_image_of_two_classes_that_has_a_hard_link_elsewhere(tmp_path: Path) -> None:
+    write_classes(tmp_path / "source", 2)
+    image = tmp_path / "source/a/00.png"
+    (tmp_path / "elsewhere.png").hardlink_to(image)
+    (tmp_path / "source/b/zz.png").symlink_to(image)
+    refused(tmp_path / "source", "a/00.png and .*b/zz.png are one file through a link: remove")
+
+
+def test_an_image_and_its_link_that_are_held_out_apart(tmp_path: Path) -> None:
+    write_classes(tmp_path, 9)
+    link = tmp_path / "a/10.png"  # the 10th of its class
+    link.symlink_to("00.png")
+    with pytest.raises(InputError, match="a/00.png and .*a/10.png are one file through a link"):
+        read_image_folder(tmp_path)
+    link.rename(tmp_path / "a/01 link.png")
+    assert len(read_image_folder(tmp_path).splits["train"]) == 17
+
+
 def test_an_image_of_two_splits(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_classes(tmp_path / split, 2)
