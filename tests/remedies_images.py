@@ -122,6 +122,7 @@ def original_archives(place: Path) -> None:
     for bad, message in (
         (b"\x1f\x8bgzip", "is damaged"),
         (b"text", "is not an idx file"),
+        (data[:5], "is cut short in its header"),
         (data[:-1], "should hold (6,) bytes but has 5"),
     ):
         with refused(message, "download it again"):
@@ -199,7 +200,7 @@ def original_data_sets(place: Path) -> None:
             official.read_official("cifar10", Path("my-binary.tar.gz"), sums)
         official.read_official("cifar10", Path("cifar-10-binary.tar.gz"), sums)
         Path("broken").write_bytes(b"no archive")
-        with refused("as a tar archive", "give --source the original files: the archive as"):
+        with refused("the tar archive", "give --source the original files: the archive as"):
             read("broken")
         write_archive(place / "short.tar.gz", "x", {"data_batch_1": b""})
         with refused("holds no file", "give --source the original files: the archive as"):

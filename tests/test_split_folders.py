@@ -247,7 +247,7 @@ def test_an_image_and_its_link_that_are_held_out_apart(tmp_path: Path) -> None:
     write_classes(tmp_path, 9)
     link = tmp_path / "a/10.png"  # the 10th of its class
     link.symlink_to("00.png")
-    with pytest.raises(InputError, match="a/00.png and .*a/10.png are one file through a link"):
+    with pytest.raises(InputError, match=r"a/00.png and .*a/10.png are one file through a link"):
         read_image_folder(tmp_path)
     link.rename(tmp_path / "a/01 link.png")
     assert len(read_image_folder(tmp_path).splits["train"]) == 17

@@ -216,7 +216,7 @@ def decoding(what: str | Callable[[], str], remedy: str) -> Iterator[None]:
 def cause_of(error: Exception) -> str:
     """What an error of damaged data says, in one line."""
     said = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    line = said.partition("\n")[0]
+    line = said.partition("\n")[0].rstrip(":")
     # These come from a decoder's own computations, and say little without their kind.
     is_bare = isinstance(error, LookupError | TypeError | ArithmeticError | AttributeError)
     return f"{type(error).__name__} {line}".rstrip() if is_bare or not line else line
