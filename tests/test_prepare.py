@@ -387,5 +387,9 @@ def test_the_default_folder_is_that_of_the_environment(
     assert json.loads((result.path / "dataset_info.json").read_text())["name"] == "fashion_mnist"
     assert open_split("fashion_mnist", "train").num_examples == SIZES["train"]
     monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket")
-    with pytest.raises(InputError, match="data_dir is gs://bucket, an address; name a local path"):
+    with pytest.raises(
+        InputError, match=r"^TFDS_DATA_DIR is gs://bucket, an address; name a local"
+    ):
         prepare("fashion_mnist", fashion)
+    with pytest.raises(InputError, match=r"^data_dir is gs://other, an address; name a local path"):
+        prepare("fashion_mnist", fashion, "gs://other")

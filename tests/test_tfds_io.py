@@ -141,6 +141,7 @@ def test_split_identity_covers_content_and_not_the_place(prepared, copied):
         ("../tiny", "train", ["'../tiny'", "NAME/CONFIG"]),
         ("", "train", ["NAME/CONFIG"]),
         ("tiny", "valid", ["no split 'valid'", "train, test"]),
+        ("tiny", "all[:10%]", ["no split 'all[:10%]'", "train, test"]),
         ("tiny", "train[:5", ["no split 'train[:5'", "train, test"]),
         ("tiny", "train[:9999]", ["no split 'train[:9999]'", "train, test"]),
         ("tiny", "train[5:5]", ["is empty", "train, test"]),

@@ -213,7 +213,7 @@ def decoding(what: str | Callable[[], str], remedy: str) -> Iterator[None]:
         raise InputError(f"{said} cannot be decoded ({cause_of(error)}): {remedy}") from error
 
 
-def cause_of(error: Exception) -> str:
+def cause_of(error: BaseException) -> str:
     """What an error of damaged data says, in one line."""
     said = (error.strerror if isinstance(error, OSError) else None) or str(error)
     line = said.partition("\n")[0].rstrip(":")

@@ -31,7 +31,6 @@ from instahide_jax.data.prepare_text import (
     prepare_movie_reviews,
 )
 from instahide_jax.data.prepared import (
-    FILE_FORMAT,
     INSTALL_TENSORFLOW,
     Prepared,
     already,
@@ -41,7 +40,7 @@ from instahide_jax.data.prepared import (
     temporary_files_in,
 )
 from instahide_jax.data.tables import did_you_mean
-from instahide_jax.data.tfds_io import data_root
+from instahide_jax.data.tfds_io import FILE_FORMAT, data_root
 from instahide_jax.errors import InputError
 from instahide_jax.metrics import progress
 

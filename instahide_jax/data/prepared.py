@@ -19,10 +19,9 @@ from instahide_jax.data.content import (
     write_record,
 )
 from instahide_jax.data.embedded import decoding
-from instahide_jax.data.tfds_io import builder_of, check_record
+from instahide_jax.data.tfds_io import FILE_FORMAT, builder_of, check_record
 from instahide_jax.errors import InputError
 
-FILE_FORMAT = "array_record"  # the only format that reads without TensorFlow at random
 INSTALL_TENSORFLOW = "pip install -e '.[tfds]'"
 
 
