@@ -111,6 +111,12 @@ def npz_files(place: Path) -> None:
     np.savez("x.npz", image=GREY, label=LABELS)
     arrays_from_npz("x.npz")
     soft = {"image": GREY, "label": np.full((6, 3), 1 / 3)}
+    turned = np.transpose(GREY[..., 0], (1, 2, 0))
+    np.savez("x.npz", image=turned, label=LABELS)
+    with refused("give np.transpose(images, (2, 0, 1)) instead"):
+        arrays_from_npz("x.npz")
+    np.savez("x.npz", image=np.transpose(turned, (2, 0, 1)), label=LABELS)
+    arrays_from_npz("x.npz")
     next(encrypt_dataset(insecure_secret(0), soft, scheme=InstaHide.inside()))
 
 

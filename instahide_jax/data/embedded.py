@@ -336,9 +336,14 @@ def arrays_from_npz(path: str | Path) -> Arrays:
     if np.issubdtype(images.dtype, np.floating):
         with np.errstate(over="ignore"):  # check_arrays reports the infinities
             images = images.astype(np.float32, copy=False)
-    if images.ndim == 3 and images.shape[2] > _MOST_CHANNELS:  # else it may be a single image
-        images = images[..., None]
     labels, num_classes = _integer_labels(path, labels)
+    if images.ndim == 3 and images.shape[2] > _MOST_CHANNELS:  # else it may be a single image
+        if labels.shape == images.shape[2:] != images.shape[:1]:  # as MATLAB orders them
+            raise InputError(
+                f"images have shape {images.shape}, with {len(labels)} labels: expected [N, H, W]; "
+                "give np.transpose(images, (2, 0, 1)) instead"
+            )
+        images = images[..., None]
     return make_arrays(images, labels, num_classes, map(str, range(num_classes)))
 
 
