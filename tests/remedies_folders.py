@@ -244,7 +244,11 @@ def names_of_classes(place: Path) -> None:
     shutil.unpack_archive(packed, root / "d")
     read_image_folder(root)
     shutil.rmtree(root / "d")
-    packed.rename(place / "d.zip")
+    packed.rename(root / "more")
+    with refused("unpack it and remove it, or move it elsewhere"):
+        read_image_folder(root)
+    shutil.unpack_archive(root / "more", root / "d", "zip")
+    (root / "more").unlink()
     read_image_folder(root)
     file = root / "labels.csv"
     file.write_text("a", encoding="utf-8")
