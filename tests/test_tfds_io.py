@@ -155,7 +155,7 @@ def test_wrong_names_and_splits(prepared, name, split, words):
 
 
 def test_wrong_data_dirs(tmp_path):
-    with pytest.raises(InputError, match="an address; name a local path"):
+    with pytest.raises(InputError, match=r"^data_dir is gs://bucket/data, an address; name a loc"):
         open_split("tiny", "train", "gs://bucket/data")
     with pytest.raises(InputError, match="prepared are none"):
         open_split("qqqqqqqq", "train", str(tmp_path / "none"))

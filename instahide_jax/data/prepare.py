@@ -258,12 +258,11 @@ def _download(name: str, root: Path, overwrite: bool) -> Prepared:
     if instructions and not (manual.exists() and any(manual.iterdir())):
         raise InputError(f"{name} must be downloaded by hand, into {manual}: {instructions}")
     make = partial(_official_download, name)
+    remedy = f"check network and disk{local}"
     try:
-        return run_builder(make, path, None, quiet=False, downloads=downloads)
+        return run_builder(make, path, None, remedy, quiet=False, downloads=downloads)
     except (DownloadError, NonMatchingChecksumError) as error:
         raise InputError(f"the download of {name} failed: {error}; try again{local}") from error
-    except InputError as error:
-        raise InputError(f"{error}; check network and disk{local}") from error
 
 
 def _official_download(name: str, root: Path) -> Any:
