@@ -324,9 +324,9 @@ def test_a_file_without_permission(read: Reader, source: Path, monkeypatch: pyte
 
 def test_links_are_followed(read: Reader, source: Path) -> None:
     far = source.parent / "far"
-    write_classes(far, 3, ["x"])
+    write_classes(far, 3, "xy")
     (source / "a" / "folder").symlink_to(far / "x")
-    (source / "a" / "link.png").symlink_to(far / "x" / "00.png")
+    (source / "a" / "link.png").symlink_to(far / "y" / "00.png")
     (source / "a" / "up").symlink_to(source)
     count, notes = read(source)
     assert count == 14
