@@ -132,9 +132,11 @@ def folders_of_splits(place: Path) -> None:
         arrays_from_folder("split/train", split="train")
     arrays_from_folder("split/train")
     photos(root / "other")
-    with refused("rename those that are none, or move them elsewhere"):
+    with refused("name the splits train, validation and test", "or move the others elsewhere"):
         read_image_folder(root)
-    (root / "other").rename(root / "val")
+    (root / "other").rename(place / "other")
+    read_image_folder(root)
+    (place / "other").rename(root / "val")
     photos(root / "validation")
     with refused("put them together, or rename one, or move it elsewhere"):
         read_image_folder(root)
@@ -186,9 +188,13 @@ def folders_that_seem_to_be_splits(place: Path) -> None:
         read_image_folder(place / "words")
     read_image_folder(place / "words" / "my_test")
     photos(place / "outer" / "inner")
-    with refused("alone: give", "or move what it holds into"):
+    with refused("alone: move what it holds into", "or give"):
         read_image_folder(place / "outer")
     read_image_folder(place / "outer" / "inner")
+    for name in "ab":
+        (place / "outer" / "inner" / name).rename(place / "outer" / name)
+    (place / "outer" / "inner").rmdir()
+    read_image_folder(place / "outer")
     for name in ("a", "b"):
         for split in ("train", "test"):
             photos(place / "below" / name / split, classes="x")
@@ -204,7 +210,7 @@ def folders_that_seem_to_be_splits(place: Path) -> None:
 @case
 def names_of_classes(place: Path) -> None:
     root = photos(place / "photos")
-    for name in (os.fsdecode(b"caf\xe9"), " "):
+    for name in (os.fsdecode(b"caf\xe9"), " ", " a"):
         (root / "a").rename(root / name)
         with refused("rename it"):
             read_image_folder(root)
@@ -238,7 +244,11 @@ def names_of_classes(place: Path) -> None:
     shutil.unpack_archive(packed, root / "d")
     read_image_folder(root)
     shutil.rmtree(root / "d")
-    packed.rename(place / "d.zip")
+    packed.rename(root / "more")
+    with refused("unpack it and remove it, or move it elsewhere"):
+        read_image_folder(root)
+    shutil.unpack_archive(root / "more", root / "d", "zip")
+    (root / "more").unlink()
     read_image_folder(root)
     file = root / "labels.csv"
     file.write_text("a", encoding="utf-8")

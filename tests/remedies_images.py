@@ -111,6 +111,12 @@ def npz_files(place: Path) -> None:
     np.savez("x.npz", image=GREY, label=LABELS)
     arrays_from_npz("x.npz")
     soft = {"image": GREY, "label": np.full((6, 3), 1 / 3)}
+    turned = np.transpose(GREY[..., 0], (1, 2, 0))
+    np.savez("x.npz", image=turned, label=LABELS)
+    with refused("give np.transpose(images, (2, 0, 1)) instead"):
+        arrays_from_npz("x.npz")
+    np.savez("x.npz", image=np.transpose(turned, (2, 0, 1)), label=LABELS)
+    arrays_from_npz("x.npz")
     next(encrypt_dataset(insecure_secret(0), soft, scheme=InstaHide.inside()))
 
 
@@ -122,6 +128,7 @@ def original_archives(place: Path) -> None:
     for bad, message in (
         (b"\x1f\x8bgzip", "is damaged"),
         (b"text", "is not an idx file"),
+        (data[:5], "is cut short in its header"),
         (data[:-1], "should hold (6,) bytes but has 5"),
     ):
         with refused(message, "download it again"):
@@ -199,7 +206,7 @@ def original_data_sets(place: Path) -> None:
             official.read_official("cifar10", Path("my-binary.tar.gz"), sums)
         official.read_official("cifar10", Path("cifar-10-binary.tar.gz"), sums)
         Path("broken").write_bytes(b"no archive")
-        with refused("as a tar archive", "give --source the original files: the archive as"):
+        with refused("the tar archive", "give --source the original files: the archive as"):
             read("broken")
         write_archive(place / "short.tar.gz", "x", {"data_batch_1": b""})
         with refused("holds no file", "give --source the original files: the archive as"):

@@ -249,7 +249,7 @@ def film_reviews(place: Path) -> None:
         read_movie_reviews(path)
     for data in (b"no archive", archive({"other": b""})):
         path.write_bytes(data)
-        with refused("get it anew"):
+        with refused("get the file anew"):
             read_movie_reviews(path, sha256=hashlib.sha256(data).hexdigest())
     path, damaged = sdist(path, tweets=b"no number\tx\ty")
     with refused("get the file anew"):

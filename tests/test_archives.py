@@ -2,10 +2,12 @@
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import pickle
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,13 @@ from original_files import (
 from PIL import Image
 
 from instahide_jax.data import official
-from instahide_jax.data.archives import parse_idx, read_file, safe_unpickle, with_gzip_header
+from instahide_jax.data.archives import (
+    parse_idx,
+    read_file,
+    safe_unpickle,
+    tar_members,
+    with_gzip_header,
+)
 from instahide_jax.data.official import read_official
 from instahide_jax.errors import InputError
 
@@ -146,7 +154,8 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         (b"\x00\x00\x09\x01\x00\x00\x00\x01a", "not an idx file"),  # signed bytes
         (b"\x00\x00\x08\x01\x00\x00\x00\x02a", r"should hold \(2,\) bytes but has 1"),
         (b"\x00\x00\x08\x01\x00\x00\x00\x01ab", r"should hold \(1,\) bytes but has 2"),
-        (b"\x00\x00\x08\x03\x00\x00\x00\x01", "should hold"),
+        (b"\x00\x00\x08\x03\x00\x00\x00\x01", "is cut short in its header, of 16 bytes"),
+        (b"\x00\x00\x08\x03\x00", "is cut short in its header, of 16 bytes"),
         (gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x01a", mtime=0)[:-5], "is damaged"),
         (b"\x1f\x8bnonsense", "is damaged"),
     ],
@@ -306,8 +315,28 @@ def test_damaged_and_incomplete_archives_are_refused(tmp_path: Path) -> None:
         read_official("cifar10", archive, published)
     cut = archive.read_bytes()[:2000]
     archive.write_bytes(cut)
-    with pytest.raises(InputError, match=r"cannot read .* as a tar archive"):
+    with pytest.raises(InputError, match=r"^the tar archive .* cannot be decoded \(.*\): give --s"):
         read_official("cifar10", archive, {archive.name: hashlib.sha256(cut).hexdigest()})
+
+
+def tar(compression: str, *members: tarfile.TarInfo) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=f"w:{compression}") as archive:
+        for member in members:
+            archive.addfile(member, io.BytesIO(bytes(member.size)))
+    return stream.getvalue()
+
+
+def test_no_damage_of_an_archive_escapes() -> None:
+    file, link = tarfile.TarInfo("x/a"), tarfile.TarInfo("x/b")
+    file.size = 5000
+    link.type, link.linkname = tarfile.SYMTYPE, "nowhere"
+    whole = tar("xz", file)
+    assert tar_members(whole, "t.tar.xz", ["a"], "get it") == {"a": bytes(5000)}
+    damaged = whole[:40] + b"damaged" + whole[47:]
+    for data in (tar("", link), damaged, whole[:60], b""):
+        with pytest.raises(InputError, match=r"^the tar archive t cannot be decoded .*: get it$"):
+            tar_members(data, "t", ["a", "b"], "get it")
 
 
 class Attack:

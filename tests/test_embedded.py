@@ -335,6 +335,18 @@ def test_npz_gray_images_without_an_axis_of_channels(tmp_path):
     images = _pixels(5, 28, 28)
     np.savez(tmp_path / "set.npz", image=images, label=np.arange(5))
     np.testing.assert_array_equal(arrays_from_npz(tmp_path / "set.npz").images, images[..., None])
+    turned = np.transpose(images, (1, 2, 0))
+    np.savez(tmp_path / "set.npz", image=turned, label=np.arange(5))
+    with pytest.raises(InputError) as caught:
+        arrays_from_npz(tmp_path / "set.npz")
+    assert str(caught.value) == (
+        "images have shape (28, 28, 5), with 5 labels: expected [N, H, W]; give "
+        "np.transpose(images, (2, 0, 1)) instead"
+    )
+    np.testing.assert_array_equal(np.transpose(turned, (2, 0, 1)), images)
+    square = _pixels(5, 5, 5)
+    np.savez(tmp_path / "set.npz", image=square, label=np.arange(5))
+    np.testing.assert_array_equal(arrays_from_npz(tmp_path / "set.npz").images, square[..., None])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, bool])

@@ -206,7 +206,7 @@ def test_damaged_lines(content: bytes, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no tar", r"^cannot read .*v\.tar\.gz as \.tar\.gz: .*; get it anew"),
+        (b"no tar", r"^the tar archive .*v\.tar\.gz cannot be decoded \(.*\): get the file anew$"),
         (archive({"x/setup.py": b""}), r"v\.tar\.gz holds no file hutto_ICWSM_2014\.tar\.gz; get"),
         (
             archive({"x/hutto_ICWSM_2014.tar.gz": archive({"x/tweets_GroundTruth.txt": b""})}),
@@ -214,7 +214,7 @@ def test_damaged_lines(content: bytes, message: str, tmp_path: Path) -> None:
         ),
         (
             archive({"x/hutto_ICWSM_2014.tar.gz": b"junk"}),
-            r"^cannot read .*v\.tar\.gz/hutto_ICWSM_2014\.tar\.gz as \.tar\.gz",
+            r"^the tar archive .*v\.tar\.gz/hutto_ICWSM_2014\.tar\.gz cannot be decoded",
         ),
     ],
     ids=["no archive", "without the data", "without a file", "damaged within"],

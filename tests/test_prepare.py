@@ -34,6 +34,7 @@ from tensorflow_datasets.core.download.util import DownloadError
 
 from instahide_jax.data import prepare as prepare_module
 from instahide_jax.data.prepare import encode_png, prepare, published_sums
+from instahide_jax.data.prepared import build_or_compare
 from instahide_jax.data.tfds_io import open_split
 from instahide_jax.errors import InputError
 
@@ -208,6 +209,31 @@ def test_an_unwritable_folder_is_one_line(fashion: Path, tmp_path: Path) -> None
     blocked.write_text("not a folder")
     with pytest.raises(InputError, match=rf"^cannot prepare {blocked}/fashion_mnist/3\.0\.1: "):
         prepare("fashion_mnist", fashion, blocked)
+
+
+def test_what_is_wrong_while_it_is_written_has_its_own_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, root = tmp_path / "source", tmp_path / "tfds"
+    write_photos(source)
+
+    def taken(built: Path, path: Path) -> None:  # as if another process had been faster
+        path.mkdir()
+        (path / "features.json").touch()
+        built.rename(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("instahide_jax.data.prepared._put", taken)
+        with pytest.raises(InputError, match=r"^cannot prepare .*; start again, when no other pro"):
+            prepare("ponds", source, root)
+
+    def remove_one(*arguments: Any) -> Any:
+        (source / "dry/00.png").unlink()
+        return build_or_compare(*arguments)
+
+    monkeypatch.setattr("instahide_jax.data.prepare.build_or_compare", remove_one)
+    with pytest.raises(InputError, match=r"dry/00\.png .*: it has changed meanwhile; start again$"):
+        prepare("puddles", source, root)
 
 
 def write_photos(root: Path, size: int = 12) -> None:
@@ -387,5 +413,7 @@ def test_the_default_folder_is_that_of_the_environment(
     assert json.loads((result.path / "dataset_info.json").read_text())["name"] == "fashion_mnist"
     assert open_split("fashion_mnist", "train").num_examples == SIZES["train"]
     monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket")
-    with pytest.raises(InputError, match="data_dir is gs://bucket, an address; name a local path"):
+    with pytest.raises(
+        InputError, match=r"^TFDS_DATA_DIR is gs://bucket, an address; name a local"
+    ):
         prepare("fashion_mnist", fashion)

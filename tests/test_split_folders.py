@@ -21,6 +21,8 @@ from instahide_jax.errors import InputError
             "train",
         ),
         ("train2017 01_train training.data traindata trn", "train"),
+        ("TRA\u0130N tra\u0131n", "train"),  # as a Turkish system changes the case of an i
+        ("te\u017ft", "test"),
         ("test Test testing TESTING test_set test2015 testset tst", "test"),
         ("val Val valid Valid validation VALIDATION val2017 validation_set dev", "validation"),
         ("trainer tests_x strain testament value valuable invalid retrain device trainee", None),
@@ -47,7 +49,7 @@ def test_splits_are_found_in_any_spelling(train: str, test: str, tmp_path: Path)
     arrays, notes = arrays_from_folder(tmp_path)
     assert (arrays.class_names, len(arrays.labels)) == (("a", "b"), 6)
     assert notes == (f"read the split {train}, left out {test}",)
-    for name in ("test", test):
+    for name in ("test", test, "test_images", "Test Set"):
         arrays, notes = arrays_from_folder(tmp_path, split=name)
         assert len(arrays.labels) == 4
         assert notes == (f"read the split {test}, left out {train}",)
@@ -133,14 +135,29 @@ def test_splits_below_the_classes(tmp_path: Path) -> None:
 def test_a_folder_alone_that_holds_the_classes(above: str, tmp_path: Path) -> None:
     write_classes(tmp_path / above / "images", 2)
     (tmp_path / "__MACOSX").mkdir()
-    refused(tmp_path, "holds the folder images alone: give" if above == "train" else "data alone")
+    root = tmp_path / above if above == "train" else tmp_path
+    (lone,) = (path for path in root.iterdir() if path.name != "__MACOSX")
+    refused(tmp_path, f"holds the folder {lone.name} alone: move what it .*, or give {lone}$")
     assert read_image_folder(tmp_path / above / "images").class_names == ("a", "b")
+
+
+def test_folders_alone_in_the_splits(tmp_path: Path) -> None:
+    """To give one of them would lose the other splits."""
+    for split in ("train", "test"):
+        write_classes(tmp_path / split / "images", 2)
+    train = tmp_path / "train"
+    refused(tmp_path, f"images alone: move what it holds into {train}, and likewise in test$")
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / split / "images" / name).rename(tmp_path / split / name)
+        (tmp_path / split / "images").rmdir()
+    assert set(read_image_folder(tmp_path).splits) == {"train", "test"}
 
 
 def test_a_folder_alone_that_holds_the_splits(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_classes(tmp_path / "data" / split, 2)
-    refused(tmp_path, f"holds the folder data alone: give {tmp_path}/data, or move")
+    refused(tmp_path, f"holds the folder data alone: move .*, or give {tmp_path}/data$")
     assert set(read_image_folder(tmp_path / "data").splits) == {"train", "test"}
 
 
@@ -149,6 +166,14 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
     assert read_image_folder(tmp_path).class_names == ("bus", "car", "train")
     write_classes(tmp_path / "train", 2)
     refused(tmp_path, r"mixes folders of splits \(train\) with others \(bus, car\)")
+
+
+@pytest.mark.parametrize(("others", "flat"), [("trainval", "test"), ("data", "validation")])
+def test_a_split_without_classes_is_no_class(others: str, flat: str, tmp_path: Path) -> None:
+    """The classes below the other folder were merged into one."""
+    write_classes(tmp_path / others, 2)
+    write_classes(tmp_path, 2, [flat])
+    refused(tmp_path, rf"splits \({flat}\) with others \({others}\): name the splits train, valid")
 
 
 def test_a_class_folder_may_be_a_link(tmp_path: Path) -> None:
@@ -210,6 +235,24 @@ def test_an_image_of_two_classes(link: str, to: str, message: str, tmp_path: Pat
     assert len(arrays_from_folder(tmp_path, skip_unreadable=True).arrays.labels) == 5
 
 
+def test_an_image_of_two_classes_that_has_a_hard_link_elsewhere(tmp_path: Path) -> None:
+    write_classes(tmp_path / "source", 2)
+    image = tmp_path / "source/a/00.png"
+    (tmp_path / "elsewhere.png").hardlink_to(image)
+    (tmp_path / "source/b/zz.png").symlink_to(image)
+    refused(tmp_path / "source", "a/00.png and .*b/zz.png are one file through a link: remove")
+
+
+def test_an_image_and_its_link_that_are_held_out_apart(tmp_path: Path) -> None:
+    write_classes(tmp_path, 9)
+    link = tmp_path / "a/10.png"  # the 10th of its class
+    link.symlink_to("00.png")
+    with pytest.raises(InputError, match=r"a/00.png and .*a/10.png are one file through a link"):
+        read_image_folder(tmp_path)
+    link.rename(tmp_path / "a/01 link.png")
+    assert len(read_image_folder(tmp_path).splits["train"]) == 17
+
+
 def test_an_image_of_two_splits(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_classes(tmp_path / split, 2)
@@ -229,7 +272,7 @@ def test_images_beside_the_class_folders(name: str, data: bytes, tmp_path: Path)
     refused(tmp_path, rf"{name} lies outside the class folders: move it into one, or elsewhere$")
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b" "])
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b" ", b" b", b"b "])
 def test_class_names_that_cannot_be_stored(name: bytes, tmp_path: Path) -> None:
     write_classes(tmp_path, 2)
     os.rename(tmp_path / "b", os.path.join(os.fsencode(tmp_path), name))

@@ -141,6 +141,7 @@ def test_split_identity_covers_content_and_not_the_place(prepared, copied):
         ("../tiny", "train", ["'../tiny'", "NAME/CONFIG"]),
         ("", "train", ["NAME/CONFIG"]),
         ("tiny", "valid", ["no split 'valid'", "train, test"]),
+        ("tiny", "all[:10%]", ["no split 'all[:10%]'", "train, test"]),
         ("tiny", "train[:5", ["no split 'train[:5'", "train, test"]),
         ("tiny", "train[:9999]", ["no split 'train[:9999]'", "train, test"]),
         ("tiny", "train[5:5]", ["is empty", "train, test"]),
@@ -154,7 +155,7 @@ def test_wrong_names_and_splits(prepared, name, split, words):
 
 
 def test_wrong_data_dirs(tmp_path):
-    with pytest.raises(InputError, match="an address; name a local path"):
+    with pytest.raises(InputError, match=r"^data_dir is gs://bucket/data, an address; name a loc"):
         open_split("tiny", "train", "gs://bucket/data")
     with pytest.raises(InputError, match="prepared are none"):
         open_split("qqqqqqqq", "train", str(tmp_path / "none"))

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from instahide_jax.data.embedded import decoding
 from instahide_jax.data.image_format import open_image, to_mode
 from instahide_jax.errors import InputError
 
@@ -103,9 +104,12 @@ def parse_idx(data: bytes, path: Path) -> np.ndarray:
             f"{path} is not an idx file of bytes: it starts with {data[:4].hex()}; {AGAIN}"
         )
     rank = data[3]
-    shape = tuple(np.frombuffer(data[4 : 4 + 4 * rank], ">u4").tolist())
-    body = data[4 + 4 * rank :]
-    if len(shape) != rank or len(body) != math.prod(shape):
+    start = 4 + 4 * rank
+    if len(data) < start:
+        raise InputError(f"{path} is cut short in its header, of {start} bytes; {AGAIN}")
+    shape = tuple(np.frombuffer(data[4:start], ">u4").tolist())
+    body = data[start:]
+    if len(body) != math.prod(shape):
         raise InputError(f"{path} should hold {shape} bytes but has {len(body)}; {AGAIN}")
     return np.frombuffer(body, np.uint8).reshape(shape)
 
@@ -129,19 +133,34 @@ def read_members(source: Path, names: Sequence[str]) -> dict[str, bytes]:
     """
     if source.is_dir():
         return {name: read_file(source / name, ORIGINALS) for name in names}
+    return tar_members(read_file(source, ORIGINALS), str(source), names, ORIGINALS)
+
+
+def tar_members(data: bytes, where: str, names: Sequence[str], remedy: str) -> dict[str, bytes]:
+    """Read files by name from a tar archive, compressed or not, whatever folder they are in.
+
+    Args:
+        data: the archive.
+        where: it is, for messages.
+        names: of the files.
+        remedy: for messages.
+
+    Raises:
+        InputError: when the archive is damaged or a file is missing from it.
+    """
     found: dict[str, bytes] = {}
-    try:
-        with tarfile.open(source) as archive:
-            for member in archive:
-                name = Path(member.name).name
-                stream = archive.extractfile(member) if name in names else None
-                if stream is not None:
-                    found[name] = stream.read()
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise InputError(f"cannot read {source} as a tar archive: {error}; {ORIGINALS}") from error
+    with (
+        decoding(f"the tar archive {where}", remedy),
+        tarfile.open(fileobj=io.BytesIO(data)) as archive,
+    ):
+        for member in archive:
+            name = Path(member.name).name
+            stream = archive.extractfile(member) if name in names else None
+            if stream is not None:
+                found[name] = stream.read()
     missing = [name for name in names if name not in found]
     if missing:
-        raise InputError(f"{source} holds no file {', '.join(missing)}; {ORIGINALS}")
+        raise InputError(f"{where} holds no file {', '.join(missing)}; {remedy}")
     return found
 
 

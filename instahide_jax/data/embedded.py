@@ -213,10 +213,10 @@ def decoding(what: str | Callable[[], str], remedy: str) -> Iterator[None]:
         raise InputError(f"{said} cannot be decoded ({cause_of(error)}): {remedy}") from error
 
 
-def cause_of(error: Exception) -> str:
+def cause_of(error: BaseException) -> str:
     """What an error of damaged data says, in one line."""
     said = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    line = said.partition("\n")[0]
+    line = said.partition("\n")[0].rstrip(":")
     # These come from a decoder's own computations, and say little without their kind.
     is_bare = isinstance(error, LookupError | TypeError | ArithmeticError | AttributeError)
     return f"{type(error).__name__} {line}".rstrip() if is_bare or not line else line
@@ -336,9 +336,14 @@ def arrays_from_npz(path: str | Path) -> Arrays:
     if np.issubdtype(images.dtype, np.floating):
         with np.errstate(over="ignore"):  # check_arrays reports the infinities
             images = images.astype(np.float32, copy=False)
-    if images.ndim == 3 and images.shape[2] > _MOST_CHANNELS:  # else it may be a single image
-        images = images[..., None]
     labels, num_classes = _integer_labels(path, labels)
+    if images.ndim == 3 and images.shape[2] > _MOST_CHANNELS:  # else it may be a single image
+        if labels.shape == images.shape[2:] != images.shape[:1]:  # as MATLAB orders them
+            raise InputError(
+                f"images have shape {images.shape}, with {len(labels)} labels: expected [N, H, W]; "
+                "give np.transpose(images, (2, 0, 1)) instead"
+            )
+        images = images[..., None]
     return make_arrays(images, labels, num_classes, map(str, range(num_classes)))
 
 

@@ -144,20 +144,18 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def refuse_shared(groups: Iterable[Iterable[Path]]) -> None:
-    """Refuse files that are in two of several groups, as links make possible.
+    """Refuse files that are in two of several groups, as symbolic links make possible.
 
     Hard links are copies, as far as this is concerned.
 
     Raises:
         InputError: for such files, of which the first is named.
     """
-    seen: dict[tuple[int, int], tuple[int, Path]] = {}
+    seen: dict[Path, tuple[int, Path]] = {}
     for number, files in enumerate(groups):
         for file in files:
-            status = file.stat()
-            identity = status.st_dev, status.st_ino
-            other, first = seen.setdefault(identity, (number, file))
-            if other != number and status.st_nlink == 1:
+            other, first = seen.setdefault(file.resolve(), (number, file))
+            if other != number:
                 raise InputError(
                     f"{first} and {file} are one file through a link: remove the link that does "
                     "not belong there"

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from PIL import Image, ImageOps
 
+from instahide_jax.data.archives import read_file
 from instahide_jax.data.embedded import cause_of, decoding
 from instahide_jax.data.file_kinds import (
     ENDINGS,
@@ -114,10 +115,13 @@ def _plain_mode(image: Image.Image, turned: object) -> str | None:
 
 
 def attempt(path: Path, read: Callable[[bytes], T]) -> T | Problem:
-    """What `read` makes of a file's bytes, or why it cannot."""
-    data = b""
+    """What `read` makes of a file's bytes, or why it cannot.
+
+    Raises:
+        InputError: for a file whose bytes cannot be had: it may be a good image.
+    """
+    data = read_file(path)
     try:
-        data = path.read_bytes()
         with _without_warnings():
             return read(data)
     except UnsuitableImageError as error:
@@ -235,9 +239,12 @@ def settle_beside(files: Sequence[Path], skip_unreadable: bool) -> list[str]:
     ]
     if packed and not skip_unreadable:
         their, them = ("its", "it") if len(packed) == 1 else ("their", "them")
+        # Where a file has no ending, its folder would have the file's own name.
+        in_the_way = any(unpacked(path) == path for path in packed)
+        what = f"and remove {them}" if in_the_way else f"into a folder of {their} name"
         raise InputError(
             f"{how_many(len(packed), 'archive')} beside the class folders, {listed(packed)}: "
-            f"unpack {them} into a folder of {their} name, or move {them} elsewhere, or {SKIP}"
+            f"unpack {them} {what}, or move {them} elsewhere, or {SKIP}"
         )
     kinds = _counted(kind_of(head, path) for path, head in heads.items())
     number = how_many(len(files), "file")

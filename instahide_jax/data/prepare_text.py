@@ -15,13 +15,13 @@ from instahide_jax.data.glue import GLUE, GlueTask, glue_task
 from instahide_jax.data.glue_files import read_glue
 from instahide_jax.data.movie_reviews import read_movie_reviews
 from instahide_jax.data.prepared import (
-    FILE_FORMAT,
     INSTALL_TENSORFLOW,
     Prepared,
     already,
     build_or_compare,
     is_there,
 )
+from instahide_jax.data.tfds_io import FILE_FORMAT
 from instahide_jax.errors import InputError
 from instahide_jax.metrics import progress
 

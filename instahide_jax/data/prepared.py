@@ -1,6 +1,7 @@
 """Write one data set into the TFDS folder, whole or not at all, whatever its examples are."""
 
 import contextlib
+import errno
 import io
 import shutil
 import tempfile
@@ -19,10 +20,9 @@ from instahide_jax.data.content import (
     write_record,
 )
 from instahide_jax.data.embedded import decoding
-from instahide_jax.data.tfds_io import builder_of, check_record
+from instahide_jax.data.tfds_io import FILE_FORMAT, builder_of, check_record
 from instahide_jax.errors import InputError
 
-FILE_FORMAT = "array_record"  # the only format that reads without TensorFlow at random
 INSTALL_TENSORFLOW = "pip install -e '.[tfds]'"
 
 
@@ -113,10 +113,8 @@ def build_or_compare(
     """
     if is_there(path) and not overwrite:
         return _compare(path, content, source)
-    try:
-        result = run_builder(make, path, content, quiet=True)
-    except InputError as error:
-        raise InputError(f"{error}; free space, or choose another --data-dir") from error
+    remedy = "free space, or choose another --data-dir"
+    result = run_builder(make, path, content, remedy, quiet=True)
     return replace(result, notes=notes)
 
 
@@ -154,6 +152,7 @@ def run_builder(
     make: Callable[[Path], Any],
     path: Path,
     content: Content | None,
+    remedy: str,
     *,
     quiet: bool,
     downloads: Path | None = None,
@@ -164,11 +163,12 @@ def run_builder(
       make: the builder that writes below a given TFDS folder.
       path: where the data set will be.
       content: what it is made of; None records the sizes alone.
+      remedy: for anything wrong with the disk or the network.
       quiet: hide what TFDS prints.
       downloads: where TFDS keeps what it downloads.
 
     Raises:
-        InputError: for anything wrong with the disk or the network.
+        InputError: for anything wrong with the disk or the network; what `make` raises.
     """
     hush = contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext()
     if quiet:
@@ -187,7 +187,9 @@ def run_builder(
             write_record(Path(builder.data_dir), content)
             _put(Path(builder.data_dir), path)
     except OSError as error:
-        raise InputError(f"cannot prepare {path}: {error}") from error
+        if error.errno in (errno.ENOENT, errno.ENOTEMPTY):  # as two that prepare it may meet
+            remedy = "start again, when no other process prepares it"
+        raise InputError(f"cannot prepare {path}: {error}; {remedy}") from error
     finally:
         if quiet:
             tfds.enable_progress_bar()

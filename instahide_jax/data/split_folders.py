@@ -16,23 +16,25 @@ _SPELLINGS = {
     "validation": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "tst"),
 }
-_SPLIT_OF = {word: split for split, words in _SPELLINGS.items() for word in words}
+_WORD = "|".join(f"(?P<{split}>{'|'.join(words)})" for split, words in _SPELLINGS.items())
 # What may follow, as in "Training Set", "test_images", "val2017".
-_AFTER = r"[\W_]*(set|data|dataset|split|images?|imgs?|folder)?"
-_NAME = re.compile(rf"[\W\d_]*({'|'.join(_SPLIT_OF)}){_AFTER}[\W\d_]*", re.IGNORECASE)
+_AFTER = r"[\W_]*(?:set|data|dataset|split|images?|imgs?|folder)?"
+_NAME = re.compile(rf"[\W\d_]*(?:{_WORD}){_AFTER}[\W\d_]*", re.IGNORECASE)
 _IF_CLASSES = "if they are the classes, move the images right into them"
 
 
 def split_of(name: str) -> str | None:
     """The split that a folder's name means, whatever its case and usual spelling, or None."""
     match = _NAME.fullmatch(name)
-    return _SPLIT_OF[match[1].lower()] if match else None
+    return match.lastgroup if match else None
 
 
 def named_split(option: str, roots: Mapping[str, Path]) -> str | None:
     """The split that a user names: by its folder, or in one of the usual spellings; else None."""
     of_folders = {folder.name: split for split, folder in roots.items()}
-    split = of_folders.get(option) or _SPLIT_OF.get(option.lower())
+    # Words alone: with a number or a bracket a slice may be meant, as in train[:2].
+    is_words = re.fullmatch(r"[a-z_ -]*[a-z]", option, re.IGNORECASE)
+    split = of_folders.get(option) or (split_of(option) if is_words else None)
     return split if split in roots else None
 
 
@@ -49,18 +51,28 @@ def find_splits(source: Path) -> dict[str, Path]:
     folders = class_folders(source)
     named = [folder for folder in folders if split_of(folder.name)]
     others = [folder for folder in folders if not split_of(folder.name)]
-    # A lone "train" beside "car" and "bus" that holds images, not classes, is one of the classes.
-    if not named or (others and len(named) == 1 and not class_folders(named[0], loose=True)):
+    if not named or _is_class(named, others):
         roots = {"train": source}
     elif others:
         raise InputError(
             f"{source} mixes folders of splits ({_names(named)}) with others ({_names(others)}): "
-            "rename those that are none, or move them elsewhere"
+            "name the splits train, validation and test, rename a class that is named like one, or "
+            "move the others elsewhere"
         )
     else:
         roots = _by_split(source, named)
-    _refuse_unnamed_splits(roots["train"])  # by whose classes those of the others are checked
+    _refuse_unnamed_splits(roots)
     return roots
+
+
+def _is_class(named: Sequence[Path], others: Sequence[Path]) -> bool:
+    """Whether a lone "train" is a class: it and "car" and "bus" beside it hold images alike."""
+    return (
+        len(named) == 1
+        and bool(others)
+        and not class_folders(named[0], loose=True)
+        and all(_holds_images(folder) for folder in others)
+    )
 
 
 def _by_split(source: Path, folders: Sequence[Path]) -> dict[str, Path]:
@@ -118,16 +130,20 @@ def _is_image(path: Path) -> bool:
     return is_image(read_head(path), path)
 
 
-def _refuse_unnamed_splits(root: Path) -> None:
-    """Refuse folders that hold folders which look more like the classes than they themselves do."""
+def _refuse_unnamed_splits(roots: Mapping[str, Path]) -> None:
+    """Refuse folders that hold folders which look more like the classes than they themselves do.
+
+    Those of train, by whose classes those of the other splits are checked.
+    """
+    root = roots["train"]
     folders = class_folders(root)
     inner = {folder: class_folders(folder, loose=True) for folder in folders}
     above = bool(folders) and all(below and not _holds_images(f) for f, below in inner.items())
     if above and len(folders) == 1:
-        raise InputError(
-            f"{root} holds the folder {folders[0].name} alone: give {folders[0]}, or move what it "
-            f"holds into {root}"
-        )
+        remedy = f"move what it holds into {root}"
+        others = [folder for folder in roots.values() if folder != root]
+        remedy += f", and likewise in {_names(others)}" if others else f", or give {folders[0]}"
+        raise InputError(f"{root} holds the folder {folders[0].name} alone: {remedy}")
     for folder, below in inner.items():
         if len({split_of(child.name) for child in below} - {None}) > 1:
             raise InputError(
@@ -170,8 +186,8 @@ def _holds_images(folder: Path) -> bool:
 
 def _mentioned(folders: Sequence[Path]) -> set[str]:
     """The splits whose names are words of the folders' names, as in seg_train and seg_test."""
-    words = {word for f in folders for word in re.findall(r"[a-z]+", f.name.lower())}
-    return {_SPLIT_OF[word] for word in words & _SPLIT_OF.keys()}
+    words = {word for folder in folders for word in re.findall(r"[^\W\d_]+", folder.name)}
+    return {split for word in words if (split := split_of(word))}
 
 
 def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
@@ -208,23 +224,23 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
         if not classes:
             raise InputError(f"{roots[split]} has no class folders; fill or remove it")
     for name in names:
+        other = looks[appearance(name)]
+        if other != name:
+            raise InputError(
+                f"the class folders {name!a} and {other!a} in {roots['train']} look the same: put "
+                "them together, or rename one"
+            )
+    for name in names:
         try:
             name.encode()
         except UnicodeEncodeError:
             raise InputError(
                 f"the name of the class folder {roots['train'] / name} is no valid UTF-8: rename it"
             ) from None
-        if not name.strip() or len(name.splitlines()) > 1:
+        if name != name.strip() or len(name.splitlines()) > 1:
             raise InputError(
                 f"the name of a class folder in {roots['train']} is {name!r}: rename it to a line "
-                "of text"
-            )
-    for name in names:
-        other = looks[appearance(name)]
-        if other != name:
-            raise InputError(
-                f"the class folders {name!a} and {other!a} in {roots['train']} look the same: put "
-                "them together, or rename one"
+                "of text without blanks around it"  # which TFDS removes
             )
     _refuse_overlap(chain(*folders.values()))
     return names

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from instahide_jax.data.embedded import Arrays, check_size, make_arrays
+from instahide_jax.data.embedded import Arrays, cause_of, check_size, make_arrays
 from instahide_jax.data.image_format import BACKGROUND
 from instahide_jax.data.tfds_io import (
     ANEW,
@@ -100,7 +100,7 @@ def _name_damaged(opened: Split, first: DamagedRecordError) -> str:
             read_example(opened, index)
         except DamagedRecordError as error:
             numbers.append(opened.record(index))
-            causes.append(str(error.__cause__).partition("\n")[0])
+            causes.append(cause_of(error.__cause__ or error))
         except InputError:  # another fault, which is reported when this one is mended
             continue
     if len(numbers) < 2:
