@@ -192,6 +192,8 @@ def _write_order(path: Path, order: np.ndarray) -> None:
     try:
         with private_file(path) as file:
             np.save(file, order)
+    except InputError as error:  # the encryptions are there already
+        raise InputError(f"{error}, and give the same command without --out") from error
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror}; free space, or name another --order-file, and "
