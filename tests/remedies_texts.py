@@ -108,7 +108,7 @@ def tables(place: Path) -> None:
         table("t.csv")
     table("t.csv", regression=True)
     table("t.csv", class_names=("0.5", "1"))
-    with refused("but labels are numbers: give one"):
+    with refused("but labels are numbers: leave out class_names or regression"):
         table("t.csv", class_names=("0.5", "1"), regression=True)
     Path("t.csv").write_text(HEADER + "a,x\n")
     with refused("is no finite number: correct it"):
@@ -191,6 +191,7 @@ def prepared_texts(place: Path) -> None:
     for bad, message, fixed in (
         ({"text": "sentense"}, "did you mean 'sentence'?", {}),
         ({"text": "idx"}, "expected Text", {"text": "sentence"}),
+        ({"second": "sentence"}, "are both 'sentence': name another feature as second, or le", {}),
         ({"label": "idx"}, "expected a ClassLabel or a float", {"label": "label"}),
         ({"split": "tset"}, "available are train, validation, test", {"split": "validation"}),
         ({"split": "test"}, "choose a split with labels", {"split": "train"}),

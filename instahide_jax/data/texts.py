@@ -174,8 +174,9 @@ def read_table(
     Empty lines are passed over.
 
     A label that is empty or stands for nothing (-, ?, nan, NULL, N/A, None and the like) is an
-    error, unless `class_names` has it. Integers may be written as decimals: 1.0 is 1. Texts are
-    taken as they stand.
+    error, unless `class_names` has it. So is -1 beside `class_names`, as data sets number hidden
+    labels; without them it is a class like any other. Integers may be written as decimals: 1.0 is
+    1. Texts are taken as they stand.
 
     Args:
       path: the file, whose suffix names its format.
@@ -196,7 +197,10 @@ def read_table(
     """
     path = Path(path)
     if regression and class_names is not None:
-        raise InputError(f"class_names are {tuple(class_names)} but labels are numbers: give one")
+        raise InputError(
+            f"class_names are {tuple(class_names)} but labels are numbers: leave out class_names "
+            "or regression"
+        )
     texts: list[list[str]] = [[] for _ in (text, second)]
     cells: list[Cell] = []
     wanted = [column for column in (text, second, label) if column is not None]
@@ -282,12 +286,17 @@ def texts_from_tfds(
         did not agree) or whose number is NaN, and log a warning that says how many.
 
     Raises:
-      InputError: a data set, config, version or split that is not prepared (with the command that
-        prepares it); another storage format than array_record; a feature that is not there or of
-        another kind; a damaged record; or whatever `make_texts` finds.
+      InputError: one feature for both texts of a pair; a data set, config, version or split that is
+        not prepared (with the command that prepares it); another storage format than array_record;
+        a feature that is not there or of another kind; a damaged record; or whatever `make_texts`
+        finds.
     """
     import tensorflow_datasets as tfds
 
+    if second == text:
+        raise InputError(
+            f"text and second are both {text!r}: name another feature as second, or leave it out"
+        )
     builder = open_builder(name, data_dir)
     columns = [column for column in (text, second) if column is not None]
     names = _tfds_classes(name, builder.info.features, columns, label)
