@@ -74,7 +74,9 @@ def prepare(
         skip_unreadable: of a folder of images, leave out the files that cannot be used.
 
     Guarantees: the folder NAME/VERSION appears only when it is whole, and an old one stays until
-    then; a run that is killed leaves at most an `incomplete.*` folder beside it. Equal files give
+    then; a run that is killed leaves at most an `incomplete.*` folder beside it. A kill just when
+    the new one takes the place of the old one leaves the old one as `replaced.VERSION`, perhaps
+    with no data set beside it; the next `prepare` puts it back, or removes it. Equal files give
     equal records.
 
     Raises:
