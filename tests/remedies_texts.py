@@ -53,6 +53,7 @@ def tables(place: Path) -> None:
         (HEADER + "a\rb,x\nb,y\n", "or save the file with line ends of one kind", good),
         (HEADER + "a,01\nb,1\n", "write it in one way", HEADER + "a,1\nb,1\n"),
         (HEADER + "a,\u00e9\nb,e\u0301\nc,x\n", "which occurs before: write it in one way", good),
+        (HEADER + "a,yes\nb,Yes\nc,x\n", "which occurs before: write it in one way", good),
         (HEADER + "a,inf\nb,1\n", "no finite number: correct it, or list", HEADER + "a,1\nb,1\n"),
         (HEADER + "a,-\nb,x\n", "fill it in", good),
     )
@@ -90,6 +91,10 @@ def tables(place: Path) -> None:
     with refused("or name the class_names"):
         table("t.csv")
     table("t.csv", class_names=("01", "1"))
+    Path("t.csv").write_text(HEADER + "a,a\nb,A\n")
+    with refused("or name the class_names"):
+        table("t.csv")
+    table("t.csv", class_names=("a", "A"))
     Path("t.csv").write_text(HEADER + "a,\u00e9\nb,x\n")
     with refused("looks like the class 'e\\u0301', but is", "write both in one way"):
         table("t.csv", class_names=("e\u0301", "x"))

@@ -185,8 +185,9 @@ def read_table(
         float32, as for regression.
       second: the column of the second texts of pairs.
       class_names: the classes, in order; a label is one of them, or the number of one. None: the
-        distinct labels that occur, sorted (as numbers where all are integers). Give the training
-        set's names for every other file, in which a class may be absent.
+        distinct labels that occur, sorted (as numbers where all are integers); two that
+        differ by case alone are an error. Give the training set's names for every other file, in
+        which a class may be absent.
       regression: labels are numbers, and there are no classes.
       drop_unlabelled: leave out rows without a label, in .jsonl also objects without that member,
         and log a warning that says how many.
