@@ -34,7 +34,9 @@ WRONG = {
     "floats.npz --size 8": "size is 8, but the images are float32, and only uint8 is scaled: conv",
     "photos --split train": "split is train, but photos has no folders of splits; leave --split",
     "data.npz --skip-unreadable": "--skip-unreadable is given, but data.npz is a .npz file",
-    "photos --data-dir empty": "--data-dir is empty, but photos is a folder",
+    "photos --data-dir empty": "but photos is a folder, which has no use for it; leave --data-"
+    "dir out, or give photos:VERSION as SOURCE for the prepared data set",
+    "./photos --data-dir empty": "but ./photos is a folder, which has no use for it; leave --data-",
     "data.npz --split test": "--split is test, but data.npz is a .npz file",
     "data.npz --data-dir empty": "--data-dir is empty, but data.npz is a .npz file",
     "data.npz --k 1": "k is 1, so nothing is mixed; it must be at least 2",
