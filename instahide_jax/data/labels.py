@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from instahide_jax.data.spelling import appearance, visible
-from instahide_jax.data.tables import did_you_mean
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, did_you_mean
 
 UNLABELLED = -1  # the label of a text whose label is hidden or unknown, as in TFDS
 # What programs and people write into a cell for which they have nothing: words and marks, in any

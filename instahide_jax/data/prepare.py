@@ -40,9 +40,8 @@ from instahide_jax.data.prepared import (
     run_builder,
     temporary_files_in,
 )
-from instahide_jax.data.tables import did_you_mean
 from instahide_jax.data.tfds_io import data_root
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, did_you_mean
 from instahide_jax.metrics import progress
 
 _FOLDER_VERSION = "1.0.0"

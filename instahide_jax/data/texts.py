@@ -14,9 +14,9 @@ import numpy as np
 
 from instahide_jax.data.embedded import label_message
 from instahide_jax.data.labels import UNLABELLED, Cell, cell, class_labels, number_labels
-from instahide_jax.data.tables import did_you_mean, read_rows
+from instahide_jax.data.tables import read_rows
 from instahide_jax.data.tfds_io import check_record, open_builder, reading, split_files
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, did_you_mean
 from instahide_jax.metrics import progress
 
 _log = logging.getLogger(__name__)
