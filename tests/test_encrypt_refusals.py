@@ -50,7 +50,7 @@ WRONG = {
     "data.npz --public-pool pool.npy": "with k=4 mixes private images only; leave it out, or choos",
     "data.npz --mode cross --k 2 --public-pool pool.npy": "only; leave it out, or raise --k",
     "data.npz --mode cross": "cross needs a public pool; pass --public-pool FILE.npy",
-    "data.npz --mode cross --public-pool none.npy": "cannot read the public pool none.npy",
+    "data.npz --mode cross --public-pool none.npy": "the public pool none.npy does not exist",
     "data.npz --mode cross --public-pool flat-pool.npy": "holds images of (4, 8, 1)",
     "data.npz --mode cross --public-pool small-pool.npy": "public_pool has 3 images",
     "data.npz --mean 0.5": "mean is (0.5,) and std is None; give both or neither",
