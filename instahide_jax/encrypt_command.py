@@ -243,7 +243,7 @@ def _empty_classes(arrays: Arrays) -> tuple[str, ...]:
     empty = np.setdiff1d(np.arange(arrays.num_classes), arrays.labels)
     if not len(empty):
         return ()
-    return (f"{arrays.num_classes} classes, but no image has the label {listed(empty)}",)
+    return (f"{arrays.num_classes} classes, but no image has the label {listed(empty.tolist())}",)
 
 
 def _check_size(size: int | None, planes: int) -> None:
