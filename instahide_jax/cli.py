@@ -182,7 +182,7 @@ class Command:
 
 
 def encrypt_command(arguments: EncryptArguments) -> None:
-    """Hide one data set and print one line about it."""
+    """Hide one data set and print one line about each file that was asked for."""
     from instahide_jax.encrypt_command import encrypt
 
     encrypt(arguments)

@@ -368,7 +368,7 @@ def _check_soft(labels: _Rows) -> None:
         if not right.all():
             index = int(np.argmin(right))
             raise InputError(
-                f"soft label {start + index} sums to {sums[index]:g}, but must to 1 within "
+                f"soft label {start + index} sums to {sums[index]:g}, but must sum to 1 within "
                 f"{_SUM_TOLERANCE}; divide every label by its sum, as float32, or correct it"
             )
 

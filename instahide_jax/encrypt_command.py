@@ -192,6 +192,8 @@ def _write_order(path: Path, order: np.ndarray) -> None:
     try:
         with private_file(path) as file:
             np.save(file, order)
+    except InputError as error:  # the encryptions are there already
+        raise InputError(f"{error}, and give the same command without --out") from error
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror}; free space, or name another --order-file, and "
@@ -212,7 +214,11 @@ def _load(arguments: "EncryptArguments") -> tuple[Arrays, tuple[str, ...]]:
         _check_size(arguments.size, 2 * count * channels)  # one by one, and then together
         return resized(arrays, arguments.size), notes
     if path.is_dir():
-        _check_options(arguments, "a folder", ("size", "split", "skip_unreadable"))
+        prepared = ""
+        if is_name(arguments.source):
+            name = arguments.source.partition(":")[0]
+            prepared = f", or give {name}:VERSION as SOURCE for the prepared data set"
+        _check_options(arguments, "a folder", ("size", "split", "skip_unreadable"), prepared)
         _check_size(arguments.size, 4)  # the least: two gray images, and one of them twice more
         return arrays_from_folder(
             path, arguments.size, arguments.split, skip_unreadable=arguments.skip_unreadable
@@ -253,7 +259,9 @@ def _check_size(size: int | None, planes: int) -> None:
     )
 
 
-def _check_options(arguments: "EncryptArguments", kind: str, taken: tuple[str, ...]) -> None:
+def _check_options(
+    arguments: "EncryptArguments", kind: str, taken: tuple[str, ...], other_remedy: str = ""
+) -> None:
     """Refuse an option that has no effect on this kind of source."""
     for name in ("split", "data_dir", "size", "skip_unreadable"):
         value = getattr(arguments, name)
@@ -262,5 +270,5 @@ def _check_options(arguments: "EncryptArguments", kind: str, taken: tuple[str, .
             given = "given" if value is True else value
             raise InputError(
                 f"{option} is {given}, but {arguments.source} is {kind}, which has no use for it; "
-                f"leave {option} out"
+                f"leave {option} out{other_remedy}"
             )

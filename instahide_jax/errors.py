@@ -1,5 +1,6 @@
 """The exceptions that end a program in one line, and how the programs report them."""
 
+import difflib
 import errno
 import io
 import os
@@ -40,6 +41,14 @@ def listed(items: Sequence[object], most: int = 10) -> str:
 def how_many(number: int, noun: str) -> str:
     """A number of things: "1 file", "2 files"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def did_you_mean(name: str, known: Sequence[str], otherwise: str | None = None) -> str:
+    """The remedy for an unknown name: the nearest known one, else `otherwise`, else all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return otherwise or f"choose from {', '.join(known) or 'none'}"
 
 
 def machine_fault(error: BaseException | None) -> str | None:

@@ -1,6 +1,7 @@
 """Files that show private data: for their owner's eyes, and whole or absent."""
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,28 @@ from instahide_jax.errors import InputError
 RUN_FILES = ("run.json", "config.json")  # a folder with both is a run folder
 
 
+def new_private_file(path: Path) -> tuple[int, str]:
+    """Open a file of mode 0600 that is to take the place of `path`: its descriptor and its name.
+
+    It lies in the same folder, because a rename is atomic only within a file system.
+
+    Raises:
+      InputError: where the file system keeps no modes, as FAT and many network shares: everybody
+        could read the file, and no chmod helps.
+      OSError: where the folder cannot be written.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    if mode & 0o077:
+        os.close(handle)
+        os.unlink(temporary)
+        raise InputError(
+            f"the file system of {path.parent} keeps no modes, so others could read {path.name} "
+            f"(mode {mode:04o}, at most 0600); put it on another one"
+        )
+    return handle, temporary
+
+
 @contextmanager
 def private_file(path: Path) -> Iterator[IO[bytes]]:
     """A file of mode 0600 that takes the place of `path` when the block ends without an error.
@@ -20,10 +43,10 @@ def private_file(path: Path) -> Iterator[IO[bytes]]:
     was there before.
 
     Raises:
+      InputError: where the file system keeps no modes.
       OSError: where the folder cannot be written.
     """
-    # In the same folder, because a rename is atomic only within a file system; of mode 0600.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = new_private_file(path)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

@@ -1,13 +1,12 @@
 """Scores of predictions, as GLUE defines them, by scikit-learn and SciPy."""
 
-import difflib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, did_you_mean
 
 
 def score(metrics: Sequence[str], labels: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
@@ -39,9 +38,7 @@ def score(metrics: Sequence[str], labels: np.ndarray, outputs: np.ndarray) -> di
 
 def _check_known(name: str) -> None:
     if name not in METRICS:
-        nearest = difflib.get_close_matches(name, METRICS, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(METRICS)}"
-        raise InputError(f"unknown metric {name!r}; {hint}")
+        raise InputError(f"unknown metric {name!r}; {did_you_mean(name, list(METRICS))}")
 
 
 def _score(name: str, labels: np.ndarray, outputs: np.ndarray) -> float:

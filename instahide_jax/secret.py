@@ -10,7 +10,6 @@ import operator
 import os
 import secrets
 import stat
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 
 from instahide_jax import prng
 from instahide_jax.errors import InputError
+from instahide_jax.files import new_private_file
 
 # What os.link says on file systems without hard links.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -137,7 +137,8 @@ def write_secret(path: str | Path, secret: SecretKey) -> None:
     under its secret could not be hidden the same way again.
 
     Raises:
-      InputError: if the file exists or cannot be written, or the key is an insecure one.
+      InputError: if the file exists or cannot be written, its file system keeps no modes, or the
+        key is an insecure one.
     """
     path = Path(path)
     if secret.insecure:
@@ -145,7 +146,7 @@ def write_secret(path: str | Path, secret: SecretKey) -> None:
     data = np.asarray(jax.random.key_data(secret.key)).astype("<u4").tobytes()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+        handle, temporary = new_private_file(path)
     except OSError as error:
         raise InputError(
             f"cannot write a secret below {path.parent}: {error.strerror}; name another place"
@@ -176,7 +177,11 @@ def _put(temporary: str, path: Path) -> None:
         # FAT, some network and FUSE file systems. An empty file takes the name, which fails where
         # it exists, and is replaced by the whole one.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        os.rename(temporary, path)
+        try:
+            os.rename(temporary, path)
+        except BaseException:
+            path.unlink()
+            raise
 
 
 def read_secret(path: str | Path) -> SecretKey:

@@ -5,6 +5,7 @@ import importlib
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -237,6 +238,15 @@ def files_up_to(num_bytes):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def without_modes():
+    """Within, every file that is opened has mode 0777, as on a file system that keeps no modes."""
+    everybody = os.stat_result([stat.S_IFREG | 0o777, *9 * [0]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fstat", lambda _: everybody)
+        yield
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_splits
 from programs import files_up_to
 from remedies import ROOT, case, refused
 
@@ -70,6 +71,9 @@ def the_encrypt_command(place: Path) -> None:
     np.savez("data.npz", image=ARRAYS.images, label=ARRAYS.labels)
     np.save("pool.npy", ARRAYS.images)
     np.save("data.npy", ARRAYS.images)
+    digits = [(image, number % 3) for number, image in enumerate(ARRAYS.images)]
+    tiny_splits.prepare("d", "digits", {"train": digits}, shape=(8, 8, 1))
+    Path("digits").mkdir()  # not the prepared ones
     where = "--secret-file a.secret --out"
     made = [f"{number}.npz" for number in range(9)]
 
@@ -102,6 +106,11 @@ def the_encrypt_command(place: Path) -> None:
             f"data.npz --split train {where} {made[2]}",
             "leave --split out",
             f"data.npz {where} {made[2]} --k 2",
+        ),
+        (
+            f"digits --data-dir d {where} {made[6]} --k 2",
+            "leave --data-dir out, or give digits:VERSION as SOURCE for the prepared data set",
+            f"digits:1.0.0 --data-dir d {where} {made[6]} --k 2",
         ),
         (
             f"data.npz --public-pool pool.npy {where} {made[3]}",

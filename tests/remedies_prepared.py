@@ -315,8 +315,10 @@ def public_pools_that_are_loaded(place: Path) -> None:
                 path.unlink()
 
     other = Path("ANOTHER.npy")
-    remedy((8, 8, 3), out, "cannot read the public pool")
+    remedy((8, 8, 3), out, "p.npy does not exist")
     remedy((6, 6, 1), other, "the private images are (6, 6, 1)")
+    out.write_bytes(b"damaged")
+    remedy((8, 8, 3), other, "p.npy cannot be decoded")
     np.save(out, np.zeros(3))
     remedy((6, 6, 1), other, "expected uint8 [M, H, W, C]")
     np.save(out, np.zeros((4, 6, 6, 1), np.uint8))
@@ -326,9 +328,9 @@ def public_pools_that_are_loaded(place: Path) -> None:
         build_public_pool(source, out, SMALL, overwrite=True)
     build_public_pool(source, Path("new.npy"), SMALL, overwrite=True)
     out.with_suffix(".json").write_text("{")
-    with refused("build the pool anew with --overwrite"):
+    with refused("move it away, and the array beside it is taken as it is"):
         load_public_pool(out, (6, 6, 1))
-    build_public_pool(source, out, replace(SMALL, size=6, channels=1), overwrite=True)
+    out.with_suffix(".json").rename("away.json")
     load_public_pool(out, (6, 6, 1))
     for pool, shape, message in (
         (np.zeros((4, 3, 6, 8), np.uint8), (6, 8, 3), "save np.transpose(pool, (0, 2, 3, 1)) inst"),

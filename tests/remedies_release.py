@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from programs import without_modes
 from remedies import case, refused
 from remedies_commands import ARRAYS, DATA, command, followed
 
@@ -77,6 +78,8 @@ def releasing(place: Path) -> None:
     order = np.zeros(3, np.int64)
     with refused("free space, or name another --order-file"):
         _write_order(Path("nowhere/a.npy"), order)
+    with without_modes(), refused("put it on another one, and give the same command without"):
+        _write_order(Path("again.npy"), order)
     _write_order(Path("again.npy"), order)
     command("encrypt data.npz --k 2 --secret-file a.secret --order-file after.npy")
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_text
-from programs import files_up_to
+from programs import files_up_to, without_modes
 from remedies import case, refused, warned
 
 from instahide_jax import InstaHide, insecure_secret, secret_key
@@ -132,6 +132,9 @@ def secrets(place: Path) -> None:
     with refused("exists already; name another one"):
         write_secret(file, key)
     write_secret(Path("b.secret"), key)
+    with without_modes(), refused("could read c.secret", "put it on another one"):
+        write_secret("c.secret", key)
+    write_secret("c.secret", key)
     with refused("cannot write a secret below a.secret"):
         write_secret(file / "c.secret", key)
     file.chmod(0o644)

@@ -53,6 +53,7 @@ def tables(place: Path) -> None:
         (HEADER + "a\rb,x\nb,y\n", "or save the file with line ends of one kind", good),
         (HEADER + "a,01\nb,1\n", "write it in one way", HEADER + "a,1\nb,1\n"),
         (HEADER + "a,\u00e9\nb,e\u0301\nc,x\n", "which occurs before: write it in one way", good),
+        (HEADER + "a,yes\nb,Yes\nc,x\n", "which occurs before: write it in one way", good),
         (HEADER + "a,inf\nb,1\n", "no finite number: correct it, or list", HEADER + "a,1\nb,1\n"),
         (HEADER + "a,-\nb,x\n", "fill it in", good),
     )
@@ -90,6 +91,10 @@ def tables(place: Path) -> None:
     with refused("or name the class_names"):
         table("t.csv")
     table("t.csv", class_names=("01", "1"))
+    Path("t.csv").write_text(HEADER + "a,a\nb,A\n")
+    with refused("or name the class_names"):
+        table("t.csv")
+    table("t.csv", class_names=("a", "A"))
     Path("t.csv").write_text(HEADER + "a,\u00e9\nb,x\n")
     with refused("looks like the class 'e\\u0301', but is", "write both in one way"):
         table("t.csv", class_names=("e\u0301", "x"))
@@ -108,7 +113,7 @@ def tables(place: Path) -> None:
         table("t.csv")
     table("t.csv", regression=True)
     table("t.csv", class_names=("0.5", "1"))
-    with refused("but labels are numbers: give one"):
+    with refused("but labels are numbers: leave out class_names or regression"):
         table("t.csv", class_names=("0.5", "1"), regression=True)
     Path("t.csv").write_text(HEADER + "a,x\n")
     with refused("is no finite number: correct it"):
@@ -191,6 +196,7 @@ def prepared_texts(place: Path) -> None:
     for bad, message, fixed in (
         ({"text": "sentense"}, "did you mean 'sentence'?", {}),
         ({"text": "idx"}, "expected Text", {"text": "sentence"}),
+        ({"second": "sentence"}, "are both 'sentence': name another feature as second, or le", {}),
         ({"label": "idx"}, "expected a ClassLabel or a float", {"label": "label"}),
         ({"split": "tset"}, "available are train, validation, test", {"split": "validation"}),
         ({"split": "test"}, "choose a split with labels", {"split": "train"}),

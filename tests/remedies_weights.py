@@ -174,7 +174,7 @@ def saving_encoders(place: Path) -> None:
 def scores(place: Path) -> None:
     labels, logits, numbers = np.array([0, 1]), np.eye(2), np.array([0.1, 0.2])
     for arguments, message, good in (
-        ((["acuracy"], labels, logits), "did you mean accuracy?", ["accuracy"]),
+        ((["acuracy"], labels, logits), "did you mean 'accuracy'?", ["accuracy"]),
         ((["pearson"], labels, logits), "choose metrics for classes", ["matthews"]),
         ((["accuracy"], labels, numbers), "choose metrics for numbers", None),
         ((["accuracy"], labels[:1], logits), "give one label per output", ["accuracy"]),

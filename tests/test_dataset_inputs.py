@@ -205,9 +205,12 @@ def test_other_arguments_are_refused_in_one_line(settings, message):
         ),
         (
             {"data": DATA | {"label": SOFT * 7}},
-            r"soft label 0 sums to 7, but must to 1 within 0\.0",
+            r"soft label 0 sums to 7, but must sum to 1 within 0\.0",
         ),
-        ({"data": DATA | {"label": SOFT * 1.002}}, r"soft label 0 sums to 1\.002, but must to 1"),
+        (
+            {"data": DATA | {"label": SOFT * 1.002}},
+            r"soft label 0 sums to 1\.002, but must sum to 1",
+        ),
         ({"data": DATA | {"label": SOFT * 0}}, "soft label 0 sums to 0, but"),
     ],
 )

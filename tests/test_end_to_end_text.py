@@ -217,7 +217,7 @@ WRONG = {
     "no column": ("CONFIG:table --data.train.text txt", "no column 'txt'; did you mean 'text'"),
     "unprepared": ("CONFIG:glue", "prepare glue/sst2 --source FOLDER_OR_ZIP"),
     "unknown task": ("CONFIG:glue --data.train.name glue/sst3", "did you mean .*sst2"),
-    "unknown metric": ("CONFIG --data.metrics acuracy", "did you mean accuracy"),
+    "unknown metric": ("CONFIG --data.metrics acuracy", "did you mean 'accuracy'"),
     "metric of numbers": ("CONFIG --data.metrics pearson", "pearson takes outputs of shape .N."),
     "no weights": ("CONFIG:pretrained", "model is no folder|holds no"),
     "no vocabulary": ("CONFIG --data.tokenizer .", "holds no vocabulary"),

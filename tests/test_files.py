@@ -5,7 +5,9 @@ import stat
 
 import numpy as np
 import pytest
+from programs import without_modes
 
+from instahide_jax.errors import InputError
 from instahide_jax.files import private_file
 from instahide_jax.pictures import save_samples
 
@@ -43,6 +45,21 @@ def test_a_failure_leaves_what_was_there(tmp_path):
 
     with pytest.raises(TypeError, match="str"), private_file(path) as file:
         file.write("no bytes")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_none_is_made_without_modes(tmp_path):
+    path = tmp_path / "private"
+    path.write_bytes(b"old")
+    with (
+        without_modes(),
+        pytest.raises(
+            InputError, match=r"keeps no modes, .* read private \(mode 0777, at most 0600"
+        ),
+        private_file(path),
+    ):
+        raise AssertionError("a file that others can read")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -262,6 +262,15 @@ def test_damaged_files(tmp_path: Path) -> None:
         read_glue(GLUE["sst2"], tmp_path / "y.zip")
 
 
+def test_a_bug_is_no_damage_of_a_zip_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("instahide_jax.data.glue_files._find", bug)
+    with pytest.raises(KeyError, match="a bug"):
+        read_glue(GLUE["sst2"], zipped(tmp_path / "s.zip", TINY["sst2"], "SST-2"))
+
+
 def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare_module, "_has_tensorflow", lambda: False)
     source = write(tmp_path / "source", TINY["sst2"])

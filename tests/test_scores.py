@@ -93,7 +93,7 @@ def test_nearly_constant_numbers_give_no_warning() -> None:
 @pytest.mark.parametrize(
     ("metrics", "labels", "outputs", "message"),
     [
-        (["acuracy"], [0], [[1.0, 0.0]], r"^unknown metric 'acuracy'; did you mean accuracy\?$"),
+        (["acuracy"], [0], [[1.0, 0.0]], r"^unknown metric 'acuracy'; did you mean 'accuracy'\?$"),
         (["zzz"], [0], [[1.0, 0.0]], r"^unknown metric 'zzz'; choose from accuracy, f1, matt"),
         (["accuracy"], [], np.zeros((0, 2)), r"^accuracy needs at least one example; .*\(0, 2\)"),
         (["pearson"], [], [], "^pearson needs at least one example"),

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from programs import without_modes
 
 from instahide_jax import (
     InputError,
@@ -142,6 +143,15 @@ def test_where_no_file_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match="not a secret; keep the seed"):
         write_secret(tmp_path / "run.secret", insecure_secret(5))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_no_secret_lies_where_no_modes_are_kept(tmp_path: Path) -> None:
+    with (
+        without_modes(),
+        pytest.raises(InputError, match=r"keeps no modes, so others could read run\.secret"),
+    ):
+        write_secret(tmp_path / "run.secret", fixed_secret())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_where_no_file_can_be_read(tmp_path: Path) -> None:

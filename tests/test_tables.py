@@ -328,6 +328,38 @@ def test_labels_that_look_the_same(other: str, tmp_path: Path) -> None:
         read(path, class_names=names[:2])
 
 
+@pytest.mark.parametrize(("one", "other"), [("True", "TRUE"), ("Yes", "yes"), ("a", "A")])
+def test_labels_that_differ_by_case_alone(one: str, other: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", [one, "b", other])
+    with pytest.raises(
+        InputError, match=f"line 4: the label '{other}' looks like '{one}', which occurs before"
+    ):
+        read(path)
+    assert read(path, class_names=(one, other, "b")).labels.tolist() == [0, 2, 1]  # as of EMNIST
+
+
+@pytest.mark.parametrize(
+    ("labels", "options"),
+    [
+        (["long" * 100], {"regression": True}),
+        (["long" * 100], {"class_names": ("a", "b")}),
+        (["x" * 100 + "\u00e9"], {"class_names": ("x" * 100 + "e\u0301", "b")}),
+        (["x" * 100, "X" * 100], {}),
+        (["1" * 300, "0" + "1" * 300], {}),
+        (["0." + "5" * 300], {}),
+        (["9" * 400 + ".0"], {}),
+        (["-" * 300], {}),
+    ],
+)
+def test_of_long_labels_the_beginning_is_quoted(
+    labels: list[str], options: dict[str, Any], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "t.csv", labels)
+    with pytest.raises(InputError, match="label") as caught:
+        read(path, **options)
+    assert not any(label[:41] in str(caught.value) for label in labels)
+
+
 def test_words_for_true_and_false_are_names(tmp_path: Path) -> None:
     texts = read(write(tmp_path / "t.csv", ["True", "False", "True"]))
     assert (texts.class_names, texts.labels.tolist()) == (("False", "True"), [1, 0, 1])

@@ -230,7 +230,7 @@ def test_tables_without_labels(tmp_path: Path) -> None:
             "t.tsv",
             "s\ty\na\t0",
             {"regression": True, "class_names": NAMES},
-            r"^class_names are \('no', 'yes'\) but labels are numbers: give one",
+            r"^class_names are \('no', 'yes'\) but labels are numbers: leave out class_names",
         ),
     ],
 )
@@ -351,6 +351,10 @@ def test_tfds_texts_without_labels(prepared: str) -> None:
     [
         ({"text": "ss"}, r"^tiny has no feature 'ss'; did you mean 's'\?"),
         ({"second": "zzz"}, "^tiny has no feature 'zzz'; choose from "),
+        (
+            {"second": "s"},
+            "^text and second are both 's': name another feature as second, or leave",
+        ),
         ({"label": "labels"}, "^tiny has no feature 'labels'; choose from "),
         ({"text": "idx"}, "^'idx' of tiny is .*: expected Text"),
         ({"label": "idx"}, "^'idx' of tiny is .*: expected a ClassLabel or a float"),

@@ -31,7 +31,7 @@ WRONG = {
     "batch below k": ("CONFIG --batch-size 3", "batch_size is 3; mixing 4 .* lower scheme.k"),
     "bound below 1/k": ("CONFIG --scheme.max-coefficient 0.2", r"0\.2; .* in \[1/k=0\.25, 1\]"),
     "no pool": ("CONFIG:cross_without_pool", "4 public images but public_pool is not set"),
-    "missing pool": ("CONFIG:cross_from_file", "cannot read the public pool nowhere.npy"),
+    "missing pool": ("CONFIG:cross_from_file", "the public pool nowhere.npy does not exist"),
     "other pool": (
         "CONFIG:cross_from_file --public-pool.path WRONG_POOL",
         r"holds images of \(8, 8, 3\), the private images are \(28, 28, 1\)",

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, listed
 
 RECORD = "made_of.json"  # in the folder of the data set's version
 
@@ -60,7 +60,7 @@ def differences(old: Content, new: Content) -> list[str]:
         known = old.classes.get(label)
         if known is not None and list(known) != list(names):
             lines.append(
-                f"its classes of {label} are {_listed(known)}, the source's {_listed(names)}"
+                f"its classes of {label} are {listed(known, 5)}, the source's {listed(names, 5)}"
             )
     for name in {**old.splits, **new.splits}:
         there, wanted = (content.splits.get(name) for content in (old, new))
@@ -75,11 +75,6 @@ def differences(old: Content, new: Content) -> list[str]:
                 f"{str(there.sha256)[:12]} and {str(wanted.sha256)[:12]})"
             )
     return lines
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - 5
-    return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")
 
 
 def write_record(folder: Path, content: Content) -> None:

@@ -7,8 +7,7 @@ tensorflow_datasets/text/glue.py), which itself needs TensorFlow.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from instahide_jax.data.tables import did_you_mean
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, did_you_mean
 
 VERSION = "2.0.0"
 

@@ -11,8 +11,8 @@ from typing import TypeAlias
 from instahide_jax.data.embedded import decoding
 from instahide_jax.data.glue import GlueTask
 from instahide_jax.data.labels import UNLABELLED, as_integer, as_number
-from instahide_jax.data.tables import check_columns, did_you_mean, split_lines
-from instahide_jax.errors import InputError, how_many
+from instahide_jax.data.tables import check_columns, split_lines
+from instahide_jax.errors import InputError, did_you_mean, how_many
 
 FILES = {
     "train": "train.tsv",
@@ -76,7 +76,9 @@ def _opened(source: Path) -> Iterator[Place]:
         return
     if not source.exists():
         raise InputError(f"--source {source} does not exist; give GLUE's folder or zip file")
-    with decoding(str(source), "give GLUE's folder or zip file"), zipfile.ZipFile(source) as file:
+    with decoding(str(source), "give GLUE's folder or zip file"):
+        file = zipfile.ZipFile(source)
+    with file:
         yield zipfile.Path(file)
 
 

@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from instahide_jax.data.spelling import appearance, visible
-from instahide_jax.data.tables import did_you_mean
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, did_you_mean
 
 UNLABELLED = -1  # the label of a text whose label is hidden or unknown, as in TFDS
 # What programs and people write into a cell for which they have nothing: words and marks, in any
@@ -70,7 +69,7 @@ class Cell:
 
     def refuse_missing(self, regression: bool) -> NoReturn:
         """Say that there is no label, and what to do."""
-        found = f"{self.text!r}, which is no label" if self.text else "empty"
+        found = f"{self.text!r:.40}, which is no label" if self.text else "empty"
         listed = "" if regression else ", or list it in class_names where it is a class"
         raise InputError(
             f"{self.where}: {self.column} is {found}: fill it in, or set drop_unlabelled=True to "
@@ -174,7 +173,7 @@ def class_labels(
 
     Raises:
       InputError: a label that is no class; without names also numbers that are no integers, and
-        one integer or name in two spellings.
+        one integer or name in two spellings, be it by case alone.
     """
     if class_names is None:
         names = _occurring(path, cells)
@@ -194,11 +193,11 @@ def class_labels(
             seen = appearance(cell.text)
             if twin := next((name for name in names if appearance(name) == seen), None):
                 raise InputError(
-                    f"{cell.where}: the label {cell.text!a} looks like the class {twin!a}, but is "
-                    "spelled differently: write both in one way"
+                    f"{cell.where}: the label {cell.text!a:.40} looks like the class {twin!a:.40}, "
+                    "but is spelled differently: write both in one way"
                 )
             raise InputError(
-                f"{cell.where}: the label {cell.text!r} is no class; "
+                f"{cell.where}: the label {cell.text!r:.40} is no class; "
                 f"{did_you_mean(cell.text, names)}"
             )
         labels.append(label)
@@ -210,7 +209,7 @@ def _occurring(path: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
     decimal = next((value for value in sorted(found) if _is_decimal(value)), None)
     if decimal is not None:
         raise InputError(
-            f"{path}: labels such as {decimal!r} are no classes; set regression=True to learn "
+            f"{path}: labels such as {decimal!r:.40} are no classes; set regression=True to learn "
             "numbers, or name the class_names"
         )
     spelled: dict[Decimal, str] = {}
@@ -220,20 +219,21 @@ def _occurring(path: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
         number = Decimal(value) if _is_integer(value) else None
         if number is not None and spelled.setdefault(number, value) != value:
             raise InputError(
-                f"{cell.where}: the label {cell.text!r} is the number {number}, which also "
-                f"stands as {spelled[number]!r}: write it in one way, or name the class_names"
+                f"{cell.where}: the label {cell.text!r:.40} is the number {number!s:.40}, which "
+                f"also stands as {spelled[number]!r:.40}: write it in one way, or name the "
+                "class_names"
             )
-        same = looks.setdefault(appearance(value), value)
+        same = looks.setdefault(appearance(value).casefold(), value)
         if same != value:
             raise InputError(
-                f"{cell.where}: the label {value!a} looks like {same!a}, which occurs "
+                f"{cell.where}: the label {value!a:.40} looks like {same!a:.40}, which occurs "
                 "before: write it in one way, or name the class_names"
             )
         too_large = number is None and _NUMBER.fullmatch(value) and as_number(value) is None
         if too_large or _INFINITY.fullmatch(_bare(value)):
             raise InputError(
-                f"{cell.where}: the label {cell.text!r} is no finite number: correct it, or list "
-                "it in class_names where it is a class"
+                f"{cell.where}: the label {cell.text!r:.40} is no finite number: correct it, or "
+                "list it in class_names where it is a class"
             )
     return tuple(sorted(found, key=_order(found)))
 
@@ -248,7 +248,7 @@ def number_labels(cells: Sequence[Cell]) -> np.ndarray:
     for cell, number in zip(cells, numbers, strict=True):
         if number is None:
             raise InputError(
-                f"{cell.where}: the label {cell.text!r} is no finite number: correct it"
+                f"{cell.where}: the label {cell.text!r:.40} is no finite number: correct it"
             )
     return np.array(numbers, np.float64)
 

@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -63,7 +63,7 @@ def existing(out: Path, described: dict[str, Any]) -> PublicPool:
     Raises:
         InputError: if it is another one; says in what it differs.
     """
-    found = read_json(out.with_suffix(".json")) if out.with_suffix(".json").exists() else {}
+    found = description(out)
     differing = _differences(found, described)
     if not differing and found.get("sha256") != sha256_of(out):
         differing = ["its content is not that of which its .json tells"]
@@ -75,19 +75,35 @@ def existing(out: Path, described: dict[str, Any]) -> PublicPool:
     return summary(out, tuple(found["shape"]), found, built=False)
 
 
+def description(out: Path) -> dict[str, Any]:
+    """What the .json beside the pool at `out` says of it.
+
+    Raises:
+        InputError: if it says nothing of a pool, be it missing, damaged or of other content, such
+            as that of encryptions: the array may then be the user's own.
+    """
+    with suppress(InputError):
+        found = read_json(out.with_suffix(".json"))
+        photos = found.get("photos")
+        if (
+            isinstance(found.get("parameters"), dict)
+            and isinstance(photos, list)
+            and all(
+                isinstance(photo, dict)
+                and all(type(photo.get(name)) is kind for name, kind in _OF_PHOTOS.items())
+                for photo in photos
+            )
+        ):
+            return found
+    raise InputError(
+        f"{out} exists, and no .json beside it says that it is a pool; move it or choose another "
+        "--out"
+    )
+
+
 def _differences(found: dict[str, Any], described: dict[str, Any]) -> list[str]:
-    """In what the pool of a .json, be it what it may, differs from the one that is asked for."""
-    photos, parameters = found.get("photos"), found.get("parameters")
-    if not (
-        isinstance(parameters, dict)
-        and isinstance(photos, list)
-        and all(
-            isinstance(photo, dict)
-            and all(type(photo.get(name)) is kind for name, kind in _OF_PHOTOS.items())
-            for photo in photos
-        )
-    ):
-        return ["no .json beside it says how it was made"]
+    """In what a pool, by its description, differs from the one that is asked for."""
+    photos, parameters = found["photos"], found["parameters"]
     lines = [
         f"its {name} is {parameters.get(name)}, not {value}"
         for name, value in described["parameters"].items()
@@ -162,23 +178,24 @@ def write(out: Path, pool: np.ndarray, described: dict[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def check_outputs(out: Path) -> None:
+def check_outputs(out: Path, overwrite: bool) -> None:
     """Refuse a pool that could not be written, before any work.
 
     Raises:
         InputError: for an array that is not known to be a pool, for a .json or .png of another
             origin where those of the pool would go, and for a folder that cannot be written to.
     """
-    if out.exists() and not out.with_suffix(".json").exists():
-        raise InputError(
-            f"{out} exists, and no .json beside it says that it is a pool; move it or choose "
-            "another --out"
-        )
-    for path in (out.with_suffix(".json"), out.with_suffix(".png")):
-        if path.exists():
-            raise InputError(
-                f"{path} exists, and would be written with {out}; move it or choose another --out"
-            )
+    if out.exists():
+        description(out)
+        if not overwrite:
+            return  # nothing will be written
+    else:
+        for path in (out.with_suffix(".json"), out.with_suffix(".png")):
+            if path.exists():
+                raise InputError(
+                    f"{path} exists, and would be written with {out}; move it or choose another "
+                    "--out"
+                )
     try:
         folder = next(parent for parent in out.absolute().parents if parent.exists())
         with tempfile.TemporaryFile(dir=folder):
@@ -217,7 +234,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"cannot read {path}: {error}; build the pool anew with --overwrite"
+            f"cannot read {path}: {error}; move it away, and the array beside it is taken as it is"
         ) from error
     return content if isinstance(content, dict) else {}
 

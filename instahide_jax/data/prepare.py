@@ -39,9 +39,8 @@ from instahide_jax.data.prepared import (
     run_builder,
     temporary_files_in,
 )
-from instahide_jax.data.tables import did_you_mean
 from instahide_jax.data.tfds_io import FILE_FORMAT, data_root
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, did_you_mean
 from instahide_jax.metrics import progress
 
 _FOLDER_VERSION = "1.0.0"
@@ -73,7 +72,9 @@ def prepare(
         skip_unreadable: of a folder of images, leave out the files that cannot be used.
 
     Guarantees: the folder NAME/VERSION appears only when it is whole, and an old one stays until
-    then; a run that is killed leaves at most an `incomplete.*` folder beside it. Equal files give
+    then; a run that is killed leaves at most an `incomplete.*` folder beside it. A kill just when
+    the new one takes the place of the old one leaves the old one as `replaced.VERSION`, perhaps
+    with no data set beside it; the next `prepare` puts it back, or removes it. Equal files give
     equal records.
 
     Raises:

@@ -106,7 +106,9 @@ def build_or_compare(
       overwrite: write it anew in any case.
 
     Guarantees: the folder of the version appears only when it is whole, and an old one stays until
-    then; a run that is killed leaves at most an `incomplete.*` folder beside it.
+    then; a run that is killed leaves at most an `incomplete.*` folder beside it. A kill just when
+    the new one takes the place of the old one leaves the old one as `replaced.VERSION`, perhaps
+    with no data set beside it; the next `prepare` puts it back, or removes it.
 
     Raises:
         InputError: for anything wrong with the disk, or a data set that was made of others.

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from instahide_jax.data.embedded import decoding
 from instahide_jax.data.file_tree import tree_notes, walk
 from instahide_jax.data.image_checks import (
     Facts,
@@ -128,8 +129,8 @@ def build_public_pool(
 
     Guarantees: the same photos, parameters and versions of Pillow and OpenCV give the same bytes.
     `out` is never half written. A pool of the same photos and parameters is left alone; with
-    `overwrite` any pool at `out` that has its .json is built anew, and the old one stays until the
-    new one is whole.
+    `overwrite` any pool at `out` that its .json describes is built anew, and the old one stays
+    until the new one is whole.
 
     Raises:
         InputError: for a folder without photos, photos that cannot be used (up to ten named), too
@@ -139,8 +140,7 @@ def build_public_pool(
     keypoints = _keypoint_counter()
     if out.suffix != ".npy":
         raise InputError(f"--out is {out}; it must end in .npy")
-    if not (out.exists() and out.with_suffix(".json").exists()):
-        check_outputs(out)
+    check_outputs(out, overwrite)
     photos, notes = _find_photos(source, out, parameters, skip_unreadable)
     described: dict[str, Any] = {
         "parameters": {**asdict(parameters), "exclude": list(parameters.exclude)},
@@ -170,10 +170,10 @@ def load_public_pool(path: Path, image_shape: tuple[int, ...]) -> np.ndarray:
     if path.is_dir():
         raise InputError(f"the public pool is {path}, a folder; name the .npy file of a pool")
     remedy = _remedy(path, image_shape)
-    try:
+    if not path.exists():
+        raise InputError(f"the public pool {path} does not exist; {remedy}")
+    with decoding(f"the public pool {path}", remedy):
         pool = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"cannot read the public pool {path}: {error}; {remedy}") from error
     if (
         not isinstance(pool, np.ndarray)
         or pool.dtype != np.uint8

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import difflib
 import io
 import json
 import re
@@ -14,7 +13,7 @@ from typing import Any, TextIO
 
 from instahide_jax.data.archives import read_file
 from instahide_jax.data.embedded import decoding
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, did_you_mean
 
 # The number of a row's first line in the file, and its cells by column.
 Row = tuple[int, Mapping[str, Any]]
@@ -61,14 +60,6 @@ def read_rows(path: Path, columns: Sequence[str], optional: str | None = None) -
                 yield from _delimited(path, _csv_rows(path, file.read()), columns)
             case _:
                 yield from _jsonl(path, file, columns, optional)
-
-
-def did_you_mean(name: str, known: Sequence[str], otherwise: str | None = None) -> str:
-    """The remedy for an unknown name: the nearest known one, else `otherwise`, else all of them."""
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return otherwise or f"choose from {', '.join(known) or 'none'}"
 
 
 def split_lines(lines: Iterable[str]) -> Iterator[list[str]]:

@@ -89,8 +89,9 @@ class TableText(TextSource):
       class_names: the classes, integers as texts; () are those that occur, sorted.
       regression: labels are numbers.
       drop_unlabelled: leave out rows without a label (an empty cell, -, ?, nan, NULL, N/A and the
-        like), such as those of SNLI and MNLI on which the annotators did not agree, and say how
-        many. Otherwise such a row is an error.
+        like; beside class_names also -1, which without them is a class), such as those of SNLI and
+        MNLI on which the annotators did not agree, and say how many. Otherwise such a row is an
+        error.
     """
 
     path: str

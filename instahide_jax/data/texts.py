@@ -14,9 +14,9 @@ import numpy as np
 
 from instahide_jax.data.embedded import label_message
 from instahide_jax.data.labels import UNLABELLED, Cell, cell, class_labels, number_labels
-from instahide_jax.data.tables import did_you_mean, read_rows
+from instahide_jax.data.tables import read_rows
 from instahide_jax.data.tfds_io import check_record, open_builder, reading, split_files
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, did_you_mean
 from instahide_jax.metrics import progress
 
 _log = logging.getLogger(__name__)
@@ -174,8 +174,9 @@ def read_table(
     Empty lines are passed over.
 
     A label that is empty or stands for nothing (-, ?, nan, NULL, N/A, None and the like) is an
-    error, unless `class_names` has it. Integers may be written as decimals: 1.0 is 1. Texts are
-    taken as they stand.
+    error, unless `class_names` has it. So is -1 beside `class_names`, as data sets number hidden
+    labels; without them it is a class like any other. Integers may be written as decimals: 1.0 is
+    1. Texts are taken as they stand.
 
     Args:
       path: the file, whose suffix names its format.
@@ -184,8 +185,9 @@ def read_table(
         float32, as for regression.
       second: the column of the second texts of pairs.
       class_names: the classes, in order; a label is one of them, or the number of one. None: the
-        distinct labels that occur, sorted (as numbers where all are integers). Give the training
-        set's names for every other file, in which a class may be absent.
+        distinct labels that occur, sorted (as numbers where all are integers); two that
+        differ by case alone are an error. Give the training set's names for every other file, in
+        which a class may be absent.
       regression: labels are numbers, and there are no classes.
       drop_unlabelled: leave out rows without a label, in .jsonl also objects without that member,
         and log a warning that says how many.
@@ -196,7 +198,10 @@ def read_table(
     """
     path = Path(path)
     if regression and class_names is not None:
-        raise InputError(f"class_names are {tuple(class_names)} but labels are numbers: give one")
+        raise InputError(
+            f"class_names are {tuple(class_names)} but labels are numbers: leave out class_names "
+            "or regression"
+        )
     texts: list[list[str]] = [[] for _ in (text, second)]
     cells: list[Cell] = []
     wanted = [column for column in (text, second, label) if column is not None]
@@ -282,12 +287,17 @@ def texts_from_tfds(
         did not agree) or whose number is NaN, and log a warning that says how many.
 
     Raises:
-      InputError: a data set, config, version or split that is not prepared (with the command that
-        prepares it); another storage format than array_record; a feature that is not there or of
-        another kind; a damaged record; or whatever `make_texts` finds.
+      InputError: one feature for both texts of a pair; a data set, config, version or split that is
+        not prepared (with the command that prepares it); another storage format than array_record;
+        a feature that is not there or of another kind; a damaged record; or whatever `make_texts`
+        finds.
     """
     import tensorflow_datasets as tfds
 
+    if second == text:
+        raise InputError(
+            f"text and second are both {text!r}: name another feature as second, or leave it out"
+        )
     builder = open_builder(name, data_dir)
     columns = [column for column in (text, second) if column is not None]
     names = _tfds_classes(name, builder.info.features, columns, label)

@@ -19,8 +19,7 @@ import numpy as np
 
 from instahide_jax.data.embedded import Decoded, decode, decoding, label_message
 from instahide_jax.data.image_format import MODE_OF_CHANNELS
-from instahide_jax.data.tables import did_you_mean
-from instahide_jax.errors import InputError
+from instahide_jax.errors import InputError, did_you_mean
 from instahide_jax.folders import user_path
 
 # Text sets that `instahide prepare` makes of local files; TFDS lists neither without TensorFlow.
