@@ -243,7 +243,7 @@ def _empty_classes(arrays: Arrays) -> tuple[str, ...]:
     empty = sorted({*range(arrays.num_classes)} - {*arrays.labels.tolist()})
     if not empty:
         return ()
-    return (f"{arrays.num_classes} classes, but no image has the label {listed(empty.tolist())}",)
+    return (f"{arrays.num_classes} classes, but no image has the label {listed(empty)}",)
 
 
 def _check_size(size: int | None, planes: int) -> None:
