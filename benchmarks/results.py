@@ -97,9 +97,8 @@ def row(variant: str, runs: list[Path]) -> str:
         for count in COUNTS:
             found = [score[name][count] for score in scores if count in score[name]]
             cells.append(f"{np.mean(found):.3f}" if found else "")
-    for name in TIMES:
-        seconds = np.mean([noted(run)[name] for run in runs])
-        cells += [f"{seconds:,.0f} s"]
+    notes = [noted(run) for run in runs]
+    cells += [f"{np.mean([note[name] for note in notes]):,.0f} s" for name in TIMES]
     return f"| {variant} | {' | '.join(cells)} |"
 
 

@@ -240,7 +240,7 @@ def _load(arguments: "EncryptArguments") -> tuple[Arrays, tuple[str, ...]]:
 
 def _empty_classes(arrays: Arrays) -> tuple[str, ...]:
     """A note of classes without images, as of labels that begin at 1."""
-    empty = sorted({*range(arrays.num_classes)} - {*arrays.labels.tolist()})
+    empty = np.setdiff1d(np.arange(arrays.num_classes), arrays.labels).tolist()
     if not empty:
         return ()
     return (f"{arrays.num_classes} classes, but no image has the label {listed(empty)}",)

@@ -151,10 +151,14 @@ def refuse_shared(groups: Iterable[Iterable[Path]]) -> None:
     Raises:
         InputError: for such files, of which the first is named.
     """
-    seen: dict[Path, tuple[int, Path]] = {}
+    seen: dict[object, tuple[int, Path]] = {}
     for number, files in enumerate(groups):
         for file in files:
-            other, first = seen.setdefault(file.resolve(), (number, file))
+            status = file.stat()
+            # Resolving takes much longer, and tells more only where there are hard links.
+            alone = status.st_nlink == 1
+            identity = (status.st_dev, status.st_ino) if alone else file.resolve()
+            other, first = seen.setdefault(identity, (number, file))
             if other != number:
                 raise InputError(
                     f"{first} and {file} are one file through a link: remove the link that does "
