@@ -3,13 +3,12 @@
 All three read files in the same way, so that most tests go through all of them.
 """
 
-import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from folder_readers import Reader, by_encrypt, by_prepare, read, refused, source
 from odd_images import (
     COLOUR,
     DEEP,
@@ -32,54 +31,7 @@ from instahide_jax.data.tfds_arrays import load_arrays
 from instahide_jax.errors import InputError, how_many
 
 SMALL = Image.new("RGB", (3, 2), "red")
-Reader = Callable[..., tuple[int, tuple[str, ...]]]  # number of images, notes
-
-
-def by_prepare(source: Path, *, skip_unreadable: bool = False) -> tuple[int, tuple[str, ...]]:
-    folder = read_image_folder(source, skip_unreadable=skip_unreadable)
-    files = [file for files in folder.splits.values() for file in files]
-    for file in files:  # as TFDS stores them
-        Image.open(io.BytesIO(folder.read(file))).load()
-    return len(files), folder.notes
-
-
-def by_encrypt(source: Path, *, skip_unreadable: bool = False) -> tuple[int, tuple[str, ...]]:
-    arrays, notes = arrays_from_folder(source, size=4, skip_unreadable=skip_unreadable)
-    return len(arrays.labels), notes
-
-
-def by_pool(source: Path, *, skip_unreadable: bool = False) -> tuple[int, tuple[str, ...]]:
-    out = source.parent / "pool.npy"
-    parameters = PoolParameters(size=4, count=50, test_size=4, min_keypoints=0)
-    pool = build_public_pool(source, out, parameters, skip_unreadable=skip_unreadable)
-    for suffix in (".npy", ".png", ".json"):
-        out.with_suffix(suffix).unlink()
-    return len(pool.per_photo), pool.notes
-
-
-READERS = {"prepare": by_prepare, "encrypt": by_encrypt, "pool": by_pool}
-
-
-@pytest.fixture(params=READERS.values(), ids=READERS)
-def read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Reader:
-    monkeypatch.setattr(public_pool, "_keypoint_counter", lambda: lambda gray: 1)
-    return request.param
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """Ten images in two classes."""
-    write_classes(tmp_path / "source", 5)
-    return tmp_path / "source"
-
-
-def refused(read: Reader, source: Path, *fragments: str) -> str:
-    with pytest.raises(InputError) as caught:
-        read(source)
-    (message,) = str(caught.value).splitlines()
-    for fragment in fragments:
-        assert fragment in message, message
-    return message
+__all__ = ["read", "source"]  # fixtures
 
 
 # --- content decides -----------------------------------------------------------------------------
@@ -159,55 +111,8 @@ def test_how_many_are_a_few(lost: int, total: int, is_few: bool) -> None:
 def test_a_class_of_other_files_alone(source: Path) -> None:
     (source / "c").mkdir()
     (source / "c" / "x").write_bytes(FOREIGN["HEIC"])
-    for read in (by_prepare, by_encrypt):
-        refused(read, source, "c holds no images (BMP, GIF, JPEG", "remove it or fill it")
-
-
-def beside(source: Path, *files: str, splits: bool) -> Path:
-    """A folder of classes, or of splits of them, with files beside the folders."""
-    if splits:
-        source.rename(source.parent / "train")
-        source.mkdir()
-        (source.parent / "train").rename(source / "train")
-    for name in files:
-        content = FOREIGN["zip"] if name.endswith((".zip", ".docx", "packed")) else b"text"
-        (source / name).write_bytes(content)
-    return source
-
-
-@pytest.mark.parametrize("splits", [False, True])
-@pytest.mark.parametrize("by", [by_prepare, by_encrypt])
-def test_files_beside_the_class_folders_are_told(by: Reader, splits: bool, source: Path) -> None:
-    names = ["LICENSE", "labels.csv", "labels.csv.gz", "more.bin", "x.docx", "y.bin"]
-    count, notes = by(beside(source, *names, splits=splits))
-    assert count == 10
-    kinds = "2 .bin, 1 of no ending, 1 .csv, 1 .gz, 1 zip"
-    places = ", ".join(f"{source}/{name}" for name in names)
-    assert f"left out 6 files beside the class folders ({kinds}): {places}" in notes
-
-
-@pytest.mark.parametrize("splits", [False, True])
-@pytest.mark.parametrize("by", [by_prepare, by_encrypt])
-def test_archives_beside_the_class_folders(by: Reader, splits: bool, source: Path) -> None:
-    beside(source, "c.zip", "d.tar.gz", "packed", "README", splits=splits)
-    archives = ", ".join(f"{source}/{name}" for name in ("c.zip", "d.tar.gz", "packed"))
-    refused(by, source, f"3 archives beside the class folders, {archives}: unpack them and remove")
-    count, notes = by(source, skip_unreadable=True)
-    assert count == 10
-    assert any(note.startswith("left out 4 files beside the class folders (2") for note in notes)
-    (source / "packed").unlink()
-    refused(by, source, "2 archives beside the class folders", "unpack them into a folder of their")
-    (source / "d.tar.gz").unlink()
-    refused(by, source, f"1 archive beside the class folders, {source}/c.zip: unpack it into a f")
-
-
-def test_archives_that_are_unpacked_beside_are_told(source: Path) -> None:
     for by in (by_prepare, by_encrypt):
-        for name in ("a.zip", "b.tar.gz"):
-            (source / name).write_bytes(FOREIGN["zip"])
-        count, notes = by(source)
-        assert count == 10
-        assert any("left out 2 files beside the class folders (2 zip): " in n for n in notes)
+        refused(by, source, "c holds no images (BMP, GIF, JPEG", "remove it or fill it")
 
 
 # --- files that promise to be images -------------------------------------------------------------

@@ -339,21 +339,12 @@ def test_a_secret_without_hard_links(no_links, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.secret"]
 
 
-def test_a_secret_without_hard_links_is_whole_or_absent(no_links, monkeypatch, tmp_path):
-    def rename(source, target):
+@pytest.mark.parametrize("function", ["os.rename", "os.link"])
+def test_a_secret_is_whole_or_absent(function, no_links, monkeypatch, tmp_path):
+    def fail(source, target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("os.rename", rename)
-    with pytest.raises(InputError, match=r"cannot write secret file .*: No space left"):
-        write_secret(tmp_path / "a.secret", secret_key())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_other_faults_of_the_link_are_named(monkeypatch, tmp_path):
-    def link(source, target):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("os.link", link)
+    monkeypatch.setattr(function, fail)
     with pytest.raises(InputError, match=r"cannot write secret file .*: No space left"):
         write_secret(tmp_path / "a.secret", secret_key())
     assert list(tmp_path.iterdir()) == []
