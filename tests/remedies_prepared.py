@@ -120,6 +120,7 @@ def prepared_images(place: Path) -> None:
         (("tiny/x", "train"), "name one of tiny", ("tiny", "train")),
         (("cifar10", "train"), "run `instahide prepare cifar10 --data-dir d`", ("tiny", "train")),
         (("mixed", "train"), "resize in a config, --size of", ("mixed", "train", "d", 6)),
+        (("tiny", "train+train"), "name every record once", ("tiny", "train")),
     ):
         name, split = bad
         with refused(message):

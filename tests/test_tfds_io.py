@@ -225,6 +225,13 @@ def test_other_formats_and_damaged_descriptions(copied):
         opened(copied)
 
 
+@pytest.mark.parametrize("split", ["train+train", "train[:60%]+test+train[50%:]"])
+def test_records_twice(copied, split):
+    with pytest.raises(InputError, match=r"takes records twice.*name every record once"):
+        opened(copied, split=split)
+    assert opened(copied, split="train[50%:]+test+train[:50%]").num_examples > 4
+
+
 def test_missing_record_file(copied):
     next(copied.glob("*train*")).unlink()
     assert opened(copied, split="test").num_examples == 4

@@ -163,11 +163,21 @@ def split_files(builder: Any, name: str, split: str) -> tuple[int, list[Path]]:
     try:
         selected = splits[split]
         num_examples = selected.num_examples
-        files = [Path(file) for file in selected.filepaths]
+        parts = selected.file_instructions
     except (KeyError, ValueError, NotImplementedError) as error:  # the last for all[:10%]
         raise InputError(f"{name} has no split {split!r}: available are {available}") from error
     if num_examples < 1:
         raise InputError(f"split {split!r} of {name} is empty: available are {available}")
+    ends: dict[Path, int] = {}
+    for part in sorted(parts, key=lambda part: part.skip):
+        file = Path(part.filename)
+        if part.skip < ends.get(file, 0):
+            raise InputError(
+                f"split {split!r} of {name} takes records twice, and what is mixed with itself is "
+                "not hidden: name every record once"
+            )
+        ends[file] = part.skip + part.take
+    files = [Path(file) for file in selected.filepaths]
     for file in files:
         if not file.is_file():
             raise InputError(f"{file} is missing: {_anew(name)}")
