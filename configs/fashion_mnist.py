@@ -24,7 +24,7 @@ def _experiment(scheme: NoHiding, **settings: Any) -> ImageExperiment:
         data=TfdsImages(name="fashion_mnist", validation=2000),
         encoder=ResNet(blocks=(1, 1, 1), width=32, stem="strided", form="standard"),
         scheme=scheme,
-        optimizer=Sgd(learning_rate=0.3, weight_decay=1e-4, schedule=Cosine(warmup_epochs=1)),
+        optimizer=Sgd(learning_rate=0.3, weight_decay=2e-5, schedule=Cosine(warmup_epochs=1)),
         epochs=50,
         batch_size=64,
         save_every=2000,
