@@ -209,8 +209,8 @@ def read_secret(path: str | Path) -> SecretKey:
     if mode & 0o077:
         raise InputError(
             f"secret file {path} has mode {mode:04o}, so others may read it (at most 0600); "
-            f"run 'chmod 600 {path}', or move it where that has an effect, and renew the secret if "
-            "others may have read it"
+            f"run 'chmod 600 {path}' (where that has no effect, move it to another file system "
+            "first), and renew the secret if others may have read it"
         )
     try:
         data = bytes.fromhex(content.decode("ascii"))

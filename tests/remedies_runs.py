@@ -141,6 +141,9 @@ def secrets(place: Path) -> None:
     with refused("run 'chmod 600 a.secret'"):
         read_secret(file)
     file.chmod(0o600)
+    with without_modes(), refused("move it to another file system first"):
+        read_secret(file)
+    read_secret(file)
     whole = file.read_text()
     file.write_text("12")
     with refused("restore it from a copy, or start anew with another one"):

@@ -92,7 +92,8 @@ def test_a_file_open_to_others_is_refused(mode: int, tmp_path: Path) -> None:
     path = tmp_path / "run.secret"
     write_secret(path, fixed_secret())
     path.chmod(mode)
-    with pytest.raises(InputError, match=rf"mode {mode:04o}.*at most 0600.*chmod 600") as error:
+    remedy = rf"mode {mode:04o}.*at most 0600.*chmod 600.*move it to another file system first"
+    with pytest.raises(InputError, match=remedy) as error:
         read_secret(path)
     assert not shown(str(error.value))
     for private in (0o600, 0o400):

@@ -7,6 +7,7 @@ read at random and without TensorFlow.
 
 import fnmatch
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -156,27 +157,25 @@ def split_files(builder: Any, name: str, split: str) -> tuple[int, list[Path]]:
     """Number of records of a split (or of a TFDS slice of one), and the files that hold them.
 
     Raises:
-      InputError: no such split, an empty one, or a file that is missing.
+      InputError: no such split, an empty one, one that takes a record twice, or a file that is
+        missing.
     """
     splits = builder.info.splits
     available = ", ".join(splits)
     try:
         selected = splits[split]
         num_examples = selected.num_examples
-        parts = selected.file_instructions
+        parts = sorted(selected.file_instructions, key=lambda part: (part.filename, part.skip))
     except (KeyError, ValueError, NotImplementedError) as error:  # the last for all[:10%]
         raise InputError(f"{name} has no split {split!r}: available are {available}") from error
     if num_examples < 1:
         raise InputError(f"split {split!r} of {name} is empty: available are {available}")
-    ends: dict[Path, int] = {}
-    for part in sorted(parts, key=lambda part: part.skip):
-        file = Path(part.filename)
-        if part.skip < ends.get(file, 0):
+    for part, following in itertools.pairwise(parts):
+        if part.filename == following.filename and part.skip + part.take > following.skip:
             raise InputError(
                 f"split {split!r} of {name} takes records twice, and what is mixed with itself is "
                 "not hidden: name every record once"
             )
-        ends[file] = part.skip + part.take
     files = [Path(file) for file in selected.filepaths]
     for file in files:
         if not file.is_file():
