@@ -46,6 +46,7 @@ def tables(place: Path) -> None:
         (HEADER + '"a,x\n', "line 2: unexpected end of data: correct the line", good),
         (HEADER + "a,x,y\n", "line 2 has 3 cells, the header 2: correct the line", good),
         ("text,labels\na,x\n", "did you mean 'labels'?", good),
+        ("text;label\na;x\n", "separate the cells by commas", good),
         ("text,label,text\na,x,b\n", "has 2 columns 'text': rename one", "text,label,more\na,x,b"),
         (HEADER, "holds no row: give at least one", good),
         ("\n", "is empty: it needs a line with the names of columns, and rows", good),

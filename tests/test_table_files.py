@@ -96,6 +96,30 @@ def test_a_carriage_return_makes_no_row(tmp_path: Path, suffix: str) -> None:
         assert read_table(path, text="text", label=None).first == ("a", "b")
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])
+def test_other_encodings(tmp_path: Path, suffix: str, encoding: str) -> None:
+    path = write(tmp_path / f"t{suffix}", ["caf\u00e9", "x"])
+    text = path.read_text(encoding="utf-8")
+    if suffix == ".jsonl":
+        text = text.encode("ascii").decode("unicode_escape")  # JSON was written in ASCII
+    path.write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    with pytest.raises(InputError, match=r"cannot be decoded .*: save it as UTF-8$"):
+        read(path)
+    path.write_bytes(text.replace("\n", "\r\n").encode())
+    assert read(path).class_names == ("caf\u00e9", "x")
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [(".csv", "commas"), (".tsv", "tabs")])
+def test_cells_separated_otherwise(tmp_path: Path, suffix: str, separator: str) -> None:
+    path = tmp_path / f"t{suffix}"
+    path.write_text("text;label\na;x\nb;y\n")
+    message = f"one column, 'text;label', and no 'text': separate the cells by {separator}, or name"
+    with pytest.raises(InputError, match=message):
+        read(path)
+    assert read_table(path, text="text;label", label=None).first == ("a;x", "b;y")
+
+
 def test_json_that_no_parser_takes(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     for line in ("[" * 100_000, '{"text": "a", "label": ' + "1" * 5_000 + "}"):

@@ -18,6 +18,7 @@ from instahide_jax.errors import InputError, did_you_mean
 # The number of a row's first line in the file, and its cells by column.
 Row = tuple[int, Mapping[str, Any]]
 _SUFFIXES = (".tsv", ".csv", ".jsonl")
+_SEPARATORS = {".tsv": "tabs", ".csv": "commas"}
 _LIMIT = threading.Lock()  # of the csv module's limit, which is one for the whole process
 # What may be a cell in quotes after a blank; inside of quotes another quote would be doubled.
 _BLANK_AND_QUOTE = re.compile(r'(?:^|,) +"(?!")', re.MULTILINE)
@@ -46,13 +47,12 @@ def read_rows(path: Path, columns: Sequence[str], optional: str | None = None) -
     # A quoted cell of a .csv may hold line ends, which the csv module must see as they are.
     newline = "" if path.suffix == ".csv" else None
     data = read_file(path)
+    with decoding(str(path), "save it as UTF-8"):
+        data.decode()  # first: of UTF-16 half the bytes would look like control characters
     # In quotes of a .csv it may be part of a cell; JSON does not take it in a text.
     if path.suffix == ".tsv" or (path.suffix == ".csv" and b'"' not in data):
         _refuse_lone_return(path, data)
-    with (
-        decoding(str(path), "save it as UTF-8"),
-        io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline=newline) as file,
-    ):
+    with io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline=newline) as file:
         match path.suffix:
             case ".tsv":
                 yield from _delimited(path, enumerate(split_lines(file), 1), columns)
@@ -133,6 +133,11 @@ def _delimited(
     header = next((row for _, row in rows if any(map(str.strip, row))), None)
     if header is None:
         raise InputError(f"{path} is empty: it needs a line with the names of columns, and rows")
+    if len(header) == 1 and (missing := [name for name in columns if name not in header]):
+        raise InputError(
+            f"{path} has one column, {header[0]!r:.80}, and no {missing[0]!r}: separate the cells "
+            f"by {_SEPARATORS[path.suffix]}, or name the column that is there"
+        )
     check_columns(str(path), header, columns)
     for number, row in rows:
         if row and len(row) != len(header):
