@@ -19,6 +19,7 @@ from instahide_jax.encrypt_files import (
     check_new_file,
     check_output,
     output_files,
+    partial_folder,
     write_encrypted,
 )
 from instahide_jax.errors import InputError, listed
@@ -127,9 +128,12 @@ def _check_files(arguments: "EncryptArguments") -> tuple[Path | None, Path | Non
         check_new_file(order_file, "order file", "--order-file")
         check_private_place(order_file, "--order-file")
     check_private_place(secret_file, "--secret-file")
-    outputs = () if out is None else output_files(out)
     for option, path in (("--secret-file", secret_file), ("--order-file", order_file)):
-        if path is not None and path.resolve() in {file.resolve() for file in outputs}:
+        if path is None or out is None:
+            continue
+        # The output's folder goes with all that is in it when the output is whole.
+        places = (*output_files(out), partial_folder(out))
+        if any(path.resolve().is_relative_to(place.resolve()) for place in places):
             raise InputError(f"{option} {path} is a file of the output; name another one")
     if order_file is not None and order_file.resolve() == secret_file.resolve():
         raise InputError(f"--order-file {order_file} is the secret file; name another one")

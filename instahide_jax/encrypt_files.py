@@ -14,6 +14,9 @@ import numpy as np
 
 from instahide_jax.errors import InputError
 
+# What an output is put together from, in its partial folder.
+_PARTS = {"image.npy", "label.npy", "description.npy", "packed.npz", "note.json"}
+
 
 def write_encrypted(
     path: Path,
@@ -26,7 +29,7 @@ def write_encrypted(
     PATH.npz holds "image", "label" and "description" (a JSON text), and no dates, owners or modes.
     PATH.npy holds the images, beside it PATH.labels.npy and PATH.json, which are in place before
     it. Until then everything lies in the folder .NAME.partial beside PATH; what a kill has left in
-    it is removed.
+    it is removed, and a folder that holds anything else is refused.
 
     Args:
       path: ends in .npz or .npy.
@@ -40,7 +43,7 @@ def write_encrypted(
     """
     check_output(path)
     try:
-        with _partial_folder(path) as folder:
+        with _own_partial_folder(path) as folder:
             check_output(path)  # another process may have been faster
             images, labels = _write_parts(folder, batches, total)
             note = json.dumps(described, indent=2) + "\n"
@@ -60,15 +63,21 @@ def write_encrypted(
         ) from error
 
 
+def partial_folder(path: Path) -> Path:
+    """Where an output is put together before it gets its name."""
+    return path.with_name(f".{path.name}.partial")
+
+
 @contextmanager
-def _partial_folder(path: Path) -> Iterator[Path]:
+def _own_partial_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside `path` that this process alone has, and that is gone afterwards.
 
     Raises:
-      InputError: while another process has it, or if something else has its name.
+      InputError: while another process has it, if something else has its name, or if it holds what
+        is no part of an output.
       OSError: where it cannot be made.
     """
-    folder = path.with_name(f".{path.name}.partial")
+    folder = partial_folder(path)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise InputError(f"{folder} is in the way; remove it or name another --out")
     folder.mkdir(exist_ok=True)
@@ -79,9 +88,16 @@ def _partial_folder(path: Path) -> Iterator[Path]:
             raise InputError(
                 f"another process is writing {path}; wait for it, or name another --out"
             )
+        left = list(folder.iterdir())
+        for file in left:
+            if file.name not in _PARTS or file.is_dir():
+                raise InputError(
+                    f"{file} lies where {path} is put together; move it elsewhere, or name another "
+                    "--out"
+                )
         stack.callback(shutil.rmtree, folder)
-        for left in folder.iterdir():
-            left.unlink()
+        for file in left:
+            file.unlink()
         yield folder
 
 

@@ -189,6 +189,11 @@ def hiding_data_sets(place: Path) -> None:
     with refused(".x.npz.partial is in the way; remove it or name another --out"):
         write_encrypted(Path("x.npz"), iter([]), 0, {})
     left.unlink()
+    left.mkdir()
+    (left / "mine").touch()
+    with refused("move it elsewhere, or name another --out"):
+        write_encrypted(Path("x.npz"), iter([]), 0, {})
+    (left / "mine").rename("mine")
     batch = {"image": np.zeros((6, 99), np.float32), "label": np.zeros((6, 2), np.float32)}
     with files_up_to(1000), refused("free space, or name another --out"):
         write_encrypted(Path("x.npz"), iter([batch]), 6, {})

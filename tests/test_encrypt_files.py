@@ -72,6 +72,15 @@ def test_what_a_kill_has_left_is_removed_and_nothing_else(tmp_path):
     left.unlink()
     left.mkdir()
     (left / "image.npy").write_bytes(b"half")
+    (left / "mine").write_bytes(b"precious")
+    with pytest.raises(InputError, match=r"mine lies where .*a\.npz is put together; move it"):
+        write_encrypted(tmp_path / "a.npz", _batches([5]), 5, {})
+    assert sorted(p.name for p in left.iterdir()) == ["image.npy", "mine"]
+    (left / "mine").unlink()
+    (left / "label.npy").mkdir()
+    with pytest.raises(InputError, match=r"label\.npy lies where .*a\.npz is put together"):
+        write_encrypted(tmp_path / "a.npz", _batches([5]), 5, {})
+    (left / "label.npy").rmdir()
     write_encrypted(tmp_path / "a.npz", _batches([5]), 5, {})
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 

@@ -190,6 +190,24 @@ def test_the_output_does_not_overwrite_the_secret(place, secret):
     assert not list(place.glob("out.*"))
 
 
+def test_nothing_of_the_owner_lies_where_the_output_is_put_together(place):
+    folder = place / ".out.npz.partial"
+    folder.mkdir()  # as a kill leaves it
+    for private in (
+        "--secret-file .out.npz.partial/mine",
+        "--secret-file a.secret --order-file .out.npz.partial/order.npy",
+    ):
+        with pytest.raises(InputError, match="is a file of the output; name another one"):
+            run(f"data.npz --out out.npz {private}")
+    source = (place / "data.npz").rename(folder / "data.npz")
+    before = source.read_bytes()
+    with pytest.raises(InputError, match=r"data\.npz lies where out\.npz is put together; move it"):
+        run(f"{source} --out out.npz --secret-file a.secret")
+    assert source.read_bytes() == before
+    assert list(folder.iterdir()) == [source]
+    assert [*place.glob("out*"), *place.glob("a.secret")] == []
+
+
 def test_a_write_that_fails_leaves_no_new_secret(place, short_files):
     with pytest.raises(InputError, match=r"cannot write .*: File too large"):
         run("data.npz --out out.npz --secret-file new.secret --passes 100")
