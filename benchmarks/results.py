@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
+ARCHIVED = "$Format:%h$"  # what git archive puts here is the commit
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = ("1", "5", "10", "20")  # encryptions per test image, as eval.py does by default
 TIMES = {"cpu_s": "CPU time", "wall_s": "time"}  # of training, as noted and as printed
@@ -68,6 +69,8 @@ def finish(run: Path, arguments: list[str], environment: dict[str, str]) -> None
 
 
 def _commit() -> str:
+    if not ARCHIVED.startswith("$"):
+        return ARCHIVED
     git = ("git", "-C", str(ROOT), "describe", "--always", "--dirty")
     return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
 
