@@ -127,7 +127,8 @@ def train(experiment: Experiment, options: argparse.Namespace, begin: float) -> 
     samples = clients == 1 or experiment.client_data == "parts"
     request, done, losses = watch_for_stop(), start, dict[int, jax.Array]()
     since, work = time.perf_counter(), 0
-    check = LearningCheck(task.steps_per_epoch, experiment.optimizer.schedule.warmup_epochs)
+    warmup = experiment.optimizer.schedule.warmup_epochs
+    check = LearningCheck(start, total_steps, task.steps_per_epoch, warmup)
     with (
         closing(checkpoints),
         closing(MetricWriter(run.folder, start) if is_first() else NoWriter()) as writer,

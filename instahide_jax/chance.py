@@ -54,13 +54,23 @@ def chance_loss(means: TargetMeans) -> float:
 class LearningCheck:
     """Compares the training loss with that of guessing, once per run.
 
-    Nothing that is computed depends on it. It is due when an epoch, a warm-up and `WINDOW` steps
-    are over; a run that resumes after that is not checked again.
+    Nothing that is computed depends on it. It is due when the warm-up and one epoch after it are
+    over, but not before `WINDOW` steps; in a run that ends earlier, with the last step. A run that
+    goes on before that makes `WINDOW` steps itself first; one that goes on later is not checked
+    again, and one of fewer than `WINDOW` steps never.
     """
 
-    def __init__(self, steps_per_epoch: int, warmup_epochs: float):
-        """No step yet."""
-        self.due = max(WINDOW, math.ceil((1 + warmup_epochs) * steps_per_epoch))
+    def __init__(self, start: int, total: int, steps_per_epoch: int, warmup_epochs: float):
+        """No step yet.
+
+        Args:
+          start: steps done before, by the program that the run began in.
+          total: steps of the whole run.
+          steps_per_epoch: of the run.
+          warmup_epochs: epochs, or a part of one, in which the learning rate rises.
+        """
+        due = max(WINDOW, min(total, math.ceil((1 + warmup_epochs) * steps_per_epoch)))
+        self.due = max(due, start + WINDOW) if start < due else 0
         self._recent: deque[tuple[jax.Array, TargetMeans]] = deque(maxlen=WINDOW)
 
     def add(self, step: int, loss: jax.Array, means: TargetMeans) -> str | None:

@@ -65,7 +65,7 @@ def _warnings(check, losses, means=None):
     ("epoch", "warmup", "due"), [(10, 0, WINDOW), (500, 0, 500), (300, 1, 600)]
 )
 def test_a_run_at_chance_is_warned_once(epoch, warmup, due):
-    warnings = _warnings(LearningCheck(epoch, warmup), [np.log(4)] * (2 * due))
+    warnings = _warnings(LearningCheck(0, 10**6, epoch, warmup), [np.log(4)] * (2 * due))
     assert list(warnings) == [due]
     assert warnings[due].startswith(
         f"after {due:,} steps the training loss is 1.386, and guessing loses 1.386: the network has"
@@ -82,20 +82,25 @@ def test_the_margin(factor, warned):
     rng = np.random.default_rng(1)
     losses = factor * np.log(4) + 0.05 * rng.normal(size=WINDOW)
     assert (
-        len(_warnings(LearningCheck(1, 0), losses - (losses - factor * np.log(4)).mean())) == warned
+        len(_warnings(LearningCheck(0, 10**6, 1, 0), losses - (losses - factor * np.log(4)).mean()))
+        == warned
     )
 
 
 def test_only_the_last_steps_count():
     """A high start does not hide that the network learns now, nor the other way round."""
     learned, lost = np.log(4) * 0.5, np.log(4) * 2
-    assert not _warnings(LearningCheck(3 * WINDOW, 0), [lost] * 2 * WINDOW + [learned] * WINDOW)
-    assert _warnings(LearningCheck(3 * WINDOW, 0), [learned] * 2 * WINDOW + [lost] * WINDOW)
+    assert not _warnings(
+        LearningCheck(0, 10**6, 3 * WINDOW, 0), [lost] * 2 * WINDOW + [learned] * WINDOW
+    )
+    assert _warnings(
+        LearningCheck(0, 10**6, 3 * WINDOW, 0), [learned] * 2 * WINDOW + [lost] * WINDOW
+    )
 
 
 def test_chance_is_that_of_all_targets_and_not_of_single_batches():
     """A batch of one class has no entropy of its own."""
-    check = LearningCheck(1, 0)
+    check = LearningCheck(0, 10**6, 1, 0)
     warnings = [
         check.add(step, np.float32(0.9), target_means(jnp.asarray(BALANCED[step % 4][None, :])))
         for step in range(1, WINDOW + 1)
@@ -103,7 +108,23 @@ def test_chance_is_that_of_all_targets_and_not_of_single_batches():
     assert warnings == [None] * WINDOW
 
 
-def test_a_run_that_resumes_later_is_not_checked():
-    check = LearningCheck(1, 0)
+@pytest.mark.parametrize(
+    ("start", "total", "due"),
+    [
+        (0, 10_000, [600]),
+        (399, 10_000, [600]),
+        (401, 10_000, [601]),  # before that it has too few steps of its own
+        (599, 10_000, [799]),
+        (600, 10_000, []),  # it was checked
+        (900, 10_000, []),
+        (0, 450, [450]),  # it ends within the warm-up or the epoch after it
+        (0, WINDOW, [WINDOW]),
+        (0, WINDOW - 1, []),
+        (300, 450, []),
+    ],
+)
+def test_a_run_is_checked_once_whenever_it_is_interrupted(start, total, due):
+    check = LearningCheck(start, total, steps_per_epoch=300, warmup_epochs=1)
     means = target_means(jnp.asarray(BALANCED))
-    assert check.add(WINDOW + 1, np.float32(9), means) is None
+    steps = range(start + 1, total + 1)
+    assert [step for step in steps if check.add(step, np.float32(9), means)] == due
