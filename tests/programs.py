@@ -33,7 +33,7 @@ from dataclasses import replace
 
 from instahide_jax import InstaHide, NoHiding
 from instahide_jax.config import ImageExperiment
-from instahide_jax.optimizers import Schedule, Sgd
+from instahide_jax.optimizers import Cosine, Schedule, Sgd
 from instahide_jax.data.augment import Augment
 from instahide_jax.data.sources import Mnist5k, PoolFile, PoolHeldOut, TfdsImages, TfdsStream
 from instahide_jax.encoders import ConvNet, LeNet5
@@ -55,6 +55,11 @@ def default():
 
 def vanilla():
     return replace(default(), scheme=NoHiding())
+
+
+def scheduled():
+    optimizer = Sgd(learning_rate=0.05, schedule=Cosine(warmup_epochs=1), accumulate=2)
+    return replace(vanilla(), optimizer=optimizer)
 
 
 def lenet():

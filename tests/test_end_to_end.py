@@ -1,6 +1,7 @@
 """The programs as users run them: train, kill, resume, score; where the secret is not."""
 
 import json
+import math
 import os
 import random
 import re
@@ -88,16 +89,33 @@ def test_a_run_leaves_what_it_promises(finished):
     assert secret_file.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize(("rate", "warned"), [("1e-9", True), ("0.05", False)])
-def test_a_run_that_does_not_learn_says_so(rate, warned, place, call, tmp_path):
-    settings = ("--optimizer.learning-rate", rate, "--epochs", "41", "--save-every", "205")
+@pytest.mark.parametrize(
+    ("rate", "warmup", "steps"),
+    [("1e-9", "0", ["200"]), ("1e-9", "44", ["225"]), ("0.05", "0", [])],
+)
+def test_a_run_that_does_not_learn_says_so(rate, warmup, steps, place, call, tmp_path):
+    """After a warm-up and an epoch, of 5 steps here, and never before 200 steps."""
+    settings = ("--optimizer.learning-rate", rate, "--optimizer.schedule.warmup-epochs", warmup)
+    settings += ("--epochs", "46", "--save-every", "230")
     code, _, err = call(
         "train", f"{place.config}:vanilla", "--workdir", tmp_path / "run", *settings
     )
     assert code == 0, err
-    found = re.findall(r"Warning: after 200 steps the training loss is [^\n]*\n", err)
-    assert len(found) == warned
-    assert ("Warning" in err) == warned
+    assert re.findall(r"Warning: after (\d+) steps the training loss is [^\n]*\n", err) == steps
+    assert err.count("Warning") == len(steps)
+
+
+def test_the_learning_rates_of_a_schedule_are_logged(place, call, tmp_path):
+    """One rate for the two steps of an update; the first epoch, of 5 steps, warms up."""
+    code, _, err = call(
+        "train", f"{place.config}:scheduled", "--workdir", tmp_path / "run", "--epochs", "6"
+    )
+    assert code == 0, err
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    logged = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    cosine = [0.05 * (1 + math.cos(math.pi * update / 13)) / 2 for update in range(13)]
+    expected = [rate for rate in (0, 0.025, *cosine) for _ in range(2)]
+    assert logged == pytest.approx(expected, abs=1e-6)
 
 
 def test_score_is_printed_and_written(finished, scored):

@@ -73,8 +73,9 @@ def test_where_partners_come_from_matters():
 # What a step computes
 
 
-def test_step_equals_one_written_by_hand():
-    run = tiny(1)
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_step_equals_one_written_by_hand(clip):
+    run = tiny(1, optimizer=Sgd(0.1, schedule=Schedule(), clip=clip))
     start, private = run.init(), run.private()
     params, stats = jax.tree.map(jnp.copy, (start.params, start.stats))  # start is donated
     rows = np.asarray(private.this_pass.order)[0, :8]
@@ -92,8 +93,12 @@ def test_step_equals_one_written_by_hand():
 
     (loss, new_stats), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params)
     state, metrics = run.step(start, run.keys, private, run.pool)
-    expected = jax.tree.map(lambda p, g: p - 0.1 * (g + 1e-4 * p), params, gradients)
+    norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(gradients)))
+    scale = 1 if clip is None else clip / norm
+    expected = jax.tree.map(lambda p, g: p - 0.1 * (scale * g + 1e-4 * p), params, gradients)
     assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-6)
+    assert norm > 0.1  # so that it is clipped
+    assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5)
     chex.assert_trees_all_close(jax.device_get(state.params), expected, atol=1e-6)
     chex.assert_trees_all_close(state.stats, new_stats, atol=1e-6)
     assert int(state.step) == 1
