@@ -7,7 +7,7 @@
 Variants: default (= inside), vanilla, mixup, inside, cross. The 200 epochs are needed: hidden
 images of CIFAR-10 still gained after 76 (an older measurement, docs/results.md). This project has
 not run CIFAR-100, which was not at hand; the authors report 74.5 % inside and 77.9 % vanilla with
-NASNet.
+NASNet. A run costs what one of configs/cifar10.py does: minutes on a fast GPU, days on a CPU.
 """
 
 from instahide_jax import InstaHide, NoHiding

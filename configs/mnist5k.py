@@ -3,8 +3,8 @@
     python train.py configs/mnist5k.py
     python train.py configs/mnist5k.py:vanilla
 
-Variants: default (= inside), vanilla, mixup, inside, cross. Measured accuracies are in
-docs/results.md.
+Variants: default (= inside), vanilla, mixup, inside, cross. A run takes a minute or two on one
+core. Measured accuracies are in docs/results.md.
 """
 
 from typing import Any
