@@ -40,7 +40,8 @@ def small_bert(**settings):
 
 
 SMALL_VIT = {"patch_size": 4, "width": 64, "num_heads": 4, "mlp_width": 256}
-# The networks of the golden statistics.
+# The networks of the golden statistics, which PyTorch makes. ViT's original is in JAX, and ConvNet
+# is this project's own: the tests of spread, losses and orders alone say how they begin.
 ORIGINALS = {
     "published": ResNet(width=16),
     "standard": ResNet(width=16, form="standard"),
@@ -61,6 +62,8 @@ OTHERS = {
     "vit 6": ViT(**SMALL_VIT, depth=6, pooling="mean"),
     "bert 1": small_bert(layers=1, output="pooled"),
     "bert 6": small_bert(layers=6, output="cls"),
+    "roberta 2": small_bert(layers=2, kind="roberta", positions=18),
+    "published 1-1, bfloat16": ResNet(blocks=(1, 1), width=16, dtype="bfloat16"),
 }
 NETWORKS = ORIGINALS | OTHERS
 
@@ -82,9 +85,9 @@ def fresh(config, seeds, num_outputs=10, head=None):
 class Statistics:
     """Jitted statistics of one kind of network, compiled once for all seeds and schemes."""
 
-    def __init__(self, config):
+    def __init__(self, config, num_classes=10):
         self.config, self.outputs = config, []
-        self.model = make_model(config, shape_of(config), 10)
+        self.model = make_model(config, shape_of(config), num_classes)
         self.layer = next(layer for base, layer in LAYERS.items() if isinstance(config, base))
         self.init = jax.jit(self.model.init, compiler_options=QUICK)
         self.compute = jax.jit(self._compute, compiler_options=QUICK)
