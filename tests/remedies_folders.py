@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from instahide_jax.data.image_folder import arrays_from_folder, read_image_folde
 from instahide_jax.data.prepare import prepare
 
 
-def photos(root: Path, *shapes: tuple[int, int], classes: str = "ab") -> Path:
+def photos(root: Path, *shapes: tuple[int, int], classes: Sequence[str] = "ab") -> Path:
     """Folders of classes, each with images of these shapes."""
     for label, name in enumerate(classes):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -205,6 +206,20 @@ def folders_that_seem_to_be_splits(place: Path) -> None:
             (place / "above" / split).mkdir(parents=True, exist_ok=True)
             (place / "below" / name / split / "x").rename(place / "above" / split / name)
     read_image_folder(place / "above")
+    for fold in ("fold_1", "fold_2"):
+        for split in ("train", "val"):
+            photos(place / "folds" / fold / split)
+    with refused("give one of the folders in", "such as", "put the splits above them"):
+        read_image_folder(place / "folds")
+    read_image_folder(place / "folds" / "fold_1")
+    photos(place / "flat", classes=("seg_train", "seg_test"))
+    with refused("name them train, validation and test, with a folder for each", "rename them"):
+        read_image_folder(place / "flat")
+    (place / "flat" / "seg_train").rename(place / "flat" / "rails")
+    read_image_folder(place / "flat")
+    for split in ("train", "test"):
+        photos(place / "named" / split)
+    read_image_folder(place / "named")
 
 
 @case

@@ -109,6 +109,95 @@ def test_names_that_speak_of_splits_above_other_folders(tmp_path: Path) -> None:
     refused(tmp_path, r"seem to be splits \(seg_test, seg_train\): name them train")
 
 
+@pytest.mark.parametrize("stray", [1, 2])
+@pytest.mark.parametrize("name", ["seg_train", "A"])
+def test_stray_images_beside_the_classes(name: str, stray: int, tmp_path: Path) -> None:
+    """The splits became the classes, and test images went into training."""
+    others = {"seg_train": "seg_test", "A": "B"}
+    for folder in (name, others[name]):
+        write_classes(tmp_path / folder, 2)
+    write_classes(tmp_path, stray, [name])
+    refused(tmp_path, r"all folders in .* hold folders of the same names \(a, b\), as splits do")
+    with pytest.raises(InputError, match="hold folders of the same names"):
+        arrays_from_folder(tmp_path)
+
+
+def test_a_class_may_hold_more_images_than_folders(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_classes(tmp_path / name, 2)
+        write_classes(tmp_path, 3, [name])
+    assert read_image_folder(tmp_path).class_names == ("cat", "dog")
+
+
+def test_stray_images_beside_other_classes(tmp_path: Path) -> None:
+    write_classes(tmp_path / "seg_train", 2, "abc")
+    write_classes(tmp_path / "seg_test", 2, "bcd")
+    write_classes(tmp_path, 1, ["seg_train"])
+    refused(tmp_path, r"seem to be splits \(seg_test, seg_train\): name them train")
+    write_classes(tmp_path / "lone" / "data", 2)
+    write_classes(tmp_path / "lone", 1, ["data"])
+    refused(tmp_path / "lone", "holds the folder data alone: move what it holds into")
+
+
+def test_a_stray_image_makes_no_class_of_a_split(tmp_path: Path) -> None:
+    write_classes(tmp_path / "trainval", 2)
+    write_classes(tmp_path, 1, ["trainval", "test"])
+    refused(tmp_path, r"mixes folders of splits \(test\) with others \(trainval\)")
+
+
+@pytest.mark.parametrize(("one", "two", "flat"), [("A", "B", "C"), ("seg_train", "x", "seg_test")])
+def test_a_folder_of_images_alone_beside_splits(
+    one: str, two: str, flat: str, tmp_path: Path
+) -> None:
+    write_classes(tmp_path / one, 2)
+    write_classes(tmp_path / two, 2)
+    write_classes(tmp_path, 4, [flat])
+    shown = ", ".join([one, two])
+    refused(tmp_path, rf"most folders in .* \({shown}\) hold folders of the same names \(a, b\)")
+    shutil.rmtree(tmp_path / two)
+    if one == "A":
+        assert read_image_folder(tmp_path).class_names == ("A", "C")
+    else:
+        refused(tmp_path, r"seem to be splits \(seg_test, seg_train\)")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["seg_train", "seg_test"],
+        ["seg_train", "seg_test", "seg_pred"],
+        ["Train of Mine", "val of mine"],
+        ["fold1_train", "fold1_test", "fold2_train", "fold2_test"],
+    ],
+)
+def test_names_that_differ_by_the_split_alone(names: list[str], tmp_path: Path) -> None:
+    write_classes(tmp_path, 2, names)
+    alike = ", ".join(sorted(name for name in names if "pred" not in name))
+    refused(tmp_path, rf"differ by the split alone \({alike}\): name them train")
+    for number, name in enumerate(names):  # as is said where they are classes
+        (tmp_path / name).rename(tmp_path / str(number))
+    assert len(read_image_folder(tmp_path).class_names) == len(names)
+
+
+@pytest.mark.parametrize(
+    "names", [["train_station", "test_tube"], ["cat", "dog", "seg_train", "seg_test"]]
+)
+def test_classes_whose_names_hold_the_words_of_splits(names: list[str], tmp_path: Path) -> None:
+    write_classes(tmp_path, 2, names)
+    assert read_image_folder(tmp_path).class_names == tuple(sorted(names))
+
+
+def test_folds_of_splits(tmp_path: Path) -> None:
+    for fold in ("fold_1", "fold_2"):
+        for split in ("train", "val"):
+            write_classes(tmp_path / fold / split, 2)
+    message = (
+        rf"fold_1 holds splits of its own .*such as {tmp_path}/fold_1; if they are the classes"
+    )
+    refused(tmp_path, message)
+    assert set(read_image_folder(tmp_path / "fold_1").splits) == {"train", "validation"}
+
+
 def test_classes_may_hold_folders(tmp_path: Path) -> None:
     write_classes(tmp_path / "cat", 2, ["2019", "2020"])
     write_classes(tmp_path / "dog", 2, ["2020", "2021"])

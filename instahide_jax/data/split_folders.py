@@ -1,8 +1,9 @@
 """Which folders of a source are its splits, and which are its classes."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 from instahide_jax.data.file_kinds import is_image
@@ -71,7 +72,7 @@ def _is_class(named: Sequence[Path], others: Sequence[Path]) -> bool:
         len(named) == 1
         and bool(others)
         and not class_folders(named[0], loose=True)
-        and all(_holds_images(folder) for folder in others)
+        and all(_holds_images(folder) and not _holds_classes(folder) for folder in others)
     )
 
 
@@ -137,46 +138,71 @@ def _refuse_unnamed_splits(roots: Mapping[str, Path]) -> None:
     """
     root = roots["train"]
     folders = class_folders(root)
-    inner = {folder: class_folders(folder, loose=True) for folder in folders}
-    above = bool(folders) and all(below and not _holds_images(f) for f, below in inner.items())
+    above = [folder for folder in folders if _holds_classes(folder)]
     if above and len(folders) == 1:
         remedy = f"move what it holds into {root}"
         others = [folder for folder in roots.values() if folder != root]
         remedy += f", and likewise in {_names(others)}" if others else f", or give {folders[0]}"
         raise InputError(f"{root} holds the folder {folders[0].name} alone: {remedy}")
-    for folder, below in inner.items():
-        if len({split_of(child.name) for child in below} - {None}) > 1:
-            raise InputError(
-                f"{folder} holds the folders of splits {_names(below)}: put the splits above the "
-                f"classes, such as {root / below[0].name / folder.name}"
-            )
-    if not above:
-        return
-    inner = {folder: _below_lone_folders(below) for folder, below in inner.items()}
-    kinds = [frozenset(child.name for child in below) for below in inner.values()]
-    common = max(kinds, key=len)
-    if len(common) > 1 and all(kind <= common for kind in kinds):
+    for folder in folders:
+        _refuse_splits_within(root, folder)
+    inner = {folder: _below_lone_folders(class_folders(folder, loose=True)) for folder in above}
+    kinds = {folder: {child.name for child in below} for folder, below in inner.items()}
+    fullest = max(above, key=lambda folder: len(kinds[folder]), default=root)
+    common = kinds.get(fullest, set())
+    # One folder among the others may hold images alone, as a test set without labels does.
+    most = len(above) > 1 and 2 * len(above) > len(folders)
+    if most and len(common) > 1 and all(kind <= common for kind in kinds.values()):
         raise InputError(
-            f"all folders in {root} ({_names(folders)}) hold folders of the same names "
-            f"({_names(inner[folders[kinds.index(common)]])}), as splits do: name the splits "
-            f"train, validation and test, or give one of them, such as {folders[0]}; "
-            f"{_IF_CLASSES}"
+            f"{'all' if above == folders else 'most'} folders in {root} ({_names(above)}) hold "
+            f"folders of the same names ({_names(inner[fullest])}), as splits do: name the splits "
+            f"train, validation and test, or give one of them, such as {above[0]}; {_IF_CLASSES}"
         )
-    if len(_mentioned(folders)) > 1:
+    if above and 2 * len(above) >= len(folders) and len(_mentioned(folders)) > 1:
         raise InputError(
             f"the folders in {root} seem to be splits ({_names(folders)}): name them train, "
-            f"validation and test, or give one of them, such as {folders[0]}; {_IF_CLASSES}"
+            f"validation and test, or give one of them, such as {above[0]}; {_IF_CLASSES}"
         )
+    if alike := _alike_but_for_splits(folders):
+        raise InputError(
+            f"the names of folders in {root} differ by the split alone ({_names(alike)}): name "
+            "them train, validation and test, with a folder for each class in them; if they are "
+            "the classes, rename them"
+        )
+
+
+def _refuse_splits_within(root: Path, folder: Path) -> None:
+    """Refuse a folder of `root` that holds splits: a class, or a fold of a cross-validation."""
+    below = class_folders(folder, loose=True)
+    splits = [child for child in below if split_of(child.name)]
+    if len({split_of(child.name) for child in splits}) < 2:
+        return
+    moved = root / splits[0].name / folder.name
+    if any(_holds_classes(child) and len(class_folders(child, loose=True)) > 1 for child in splits):
+        raise InputError(
+            f"{folder} holds splits of its own ({_names(below)}) with folders in them: give one of "
+            f"the folders in {root}, such as {folder}; if they are the classes, put the splits "
+            f"above them, such as {moved}"
+        )
+    raise InputError(
+        f"{folder} holds the folders of splits {_names(below)}: put the splits above the "
+        f"classes, such as {moved}"
+    )
 
 
 def _below_lone_folders(folders: list[Path]) -> list[Path]:
-    """Folders, or those below them where a folder lies alone and holds folders but no images."""
-    while len(folders) == 1 and not _holds_images(folders[0]):
-        below = class_folders(folders[0], loose=True)
-        if not below:
-            break
-        folders = below
+    """Folders, or those below them where a folder lies alone and holds folders, as classes are."""
+    while len(folders) == 1 and _holds_classes(folders[0]):
+        folders = class_folders(folders[0], loose=True)
     return folders
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether what a folder holds are folders, beside which there may be a few stray images."""
+    below = class_folders(folder, loose=True)
+    _, beside = list_folder(folder)
+    images = (file for file in beside.files if _is_image(file))
+    return bool(below) and len(list(islice(images, len(below) + 1))) <= len(below)
 
 
 def _holds_images(folder: Path) -> bool:
@@ -188,6 +214,23 @@ def _mentioned(folders: Sequence[Path]) -> set[str]:
     """The splits whose names are words of the folders' names, as in seg_train and seg_test."""
     words = {word for folder in folders for word in re.findall(r"[^\W\d_]+", folder.name)}
     return {split for word in words if (split := split_of(word))}
+
+
+def _alike_but_for_splits(folders: Sequence[Path]) -> list[Path]:
+    """Folders, most of all, whose names are one but for the split, as seg_train and seg_test.
+
+    None where names say more, as train_station and test_tube.
+    """
+    alike: dict[str, list[Path]] = defaultdict(list)
+    for folder in folders:
+        words = re.split(r"([^\W\d_]+|\d+)", folder.name.casefold())
+        rest = ("#" if word.isdigit() else "" if split_of(word) else word for word in words)
+        if _mentioned([folder]):
+            alike["|".join(rest)].append(folder)
+    for found in alike.values():
+        if len(_mentioned(found)) > 1 and 2 * len(found) > len(folders):
+            return found
+    return []
 
 
 def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
