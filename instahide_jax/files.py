@@ -1,6 +1,7 @@
 """Files that show private data: for their owner's eyes, and whole or absent."""
 
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import IO
 from instahide_jax.errors import InputError
 
 RUN_FILES = ("run.json", "config.json")  # a folder with both is a run folder
+_SECRET = re.compile(rb"[0-9a-f]{64}\n?")  # what `secret.write_secret` writes
 
 
 def new_private_file(path: Path) -> tuple[int, str]:
@@ -90,3 +92,30 @@ def check_private_place(
             raise InputError(
                 f"{said}, inside the run folder {folder}, which may be copied; {remedy}{by}"
             )
+
+
+def others_within(folder: Path) -> Path | None:
+    """A run folder or a secret file at any depth below a folder, links not followed, if any.
+
+    A secret is known by the suffix .secret, or by what it holds.
+    """
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            if _is_secret(Path(place, name)):
+                return Path(place, name)
+        if Path(place) != folder and all(name in files for name in RUN_FILES):
+            return Path(place)
+    return None
+
+
+def _is_secret(path: Path) -> bool:
+    if path.suffix == ".secret":
+        return True
+    try:
+        status = path.lstat()  # a pipe would never end
+        if not stat.S_ISREG(status.st_mode) or status.st_size > 65:
+            return False
+        return _SECRET.fullmatch(path.read_bytes()) is not None
+    except OSError:  # gone meanwhile, or of somebody else
+        return False

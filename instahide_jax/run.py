@@ -22,7 +22,7 @@ from instahide_jax.config import (
 )
 from instahide_jax.distributed import exchange, is_first, merged, together
 from instahide_jax.errors import InputError
-from instahide_jax.files import RUN_FILES, check_private_place
+from instahide_jax.files import RUN_FILES, check_private_place, others_within
 from instahide_jax.secret import (
     ALGORITHM,
     SecretKey,
@@ -137,7 +137,8 @@ def open_run(
 
     Raises:
       InputError: if the folder cannot be written, holds another experiment (the differences are
-        listed) or other data, or the secret of a resumed run is missing or readable by others.
+        listed) or other data, or is new and holds other runs or secrets; or if the secret of a
+        resumed run is missing or readable by others.
     """
     data = list(merged({c: _data_mark(named) for c, named in identities.items()}).values())
     mark = _fingerprint(experiment, data)
@@ -332,6 +333,11 @@ def _check_same(folder: Path, experiment: Experiment, mark: bytes) -> bool:
             raise InputError(
                 f"{folder} holds checkpoints but no {_CONFIG} that says of which experiment; "
                 "restore it, or use another --workdir"
+            )
+        if (other := others_within(folder)) is not None:
+            raise InputError(
+                f"work folder {folder} holds {other} of another run, and may be copied as a whole; "
+                f"name a folder of its own, such as --workdir {folder / 'NAME'}"
             )
         return False
     saved = _read_json(path)

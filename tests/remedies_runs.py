@@ -97,6 +97,9 @@ def run_folders(place: Path) -> None:
         opened(run)
     config.write_bytes(whole)
     opened(run)
+    with refused("name a folder of its own, such as --workdir NAME"):
+        opened(Path())
+    opened(Path("NAME"))
     Path("file").write_text("no folder")
     with refused("choose another --workdir"):
         opened(Path("file"))

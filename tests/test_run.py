@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import jax
@@ -47,6 +49,36 @@ def test_a_new_run_makes_its_folder_and_a_secret_beside_it(tmp_path):
     described = json.loads((folder / "run.json").read_text())
     assert described["secret"].startswith("256 bits")
     assert set(described["versions"]) == {"instahide-jax", "jax", "flax", "optax"}
+
+
+@pytest.mark.parametrize("deeper", ["", "x/y"])
+@pytest.mark.parametrize("what", ["run", "secret", "named"])
+def test_a_folder_of_runs_becomes_no_run(tmp_path, what, deeper):
+    """It may be copied as a whole, and with it what it holds."""
+    runs = tmp_path / "runs"
+    secret_file = runs / deeper / "key" if what == "named" else None
+    _open(runs / deeper / "a", EXPERIMENT, ["data"], secret_file)
+    found = runs / deeper / {"run": "a", "secret": "a.secret", "named": "key"}[what]
+    if what != "secret":
+        (runs / deeper / "a.secret").unlink(missing_ok=True)
+    if what != "run":
+        shutil.rmtree(runs / deeper / "a")
+    before = sorted(tmp_path.rglob("*"))
+    message = f"holds {found} of another run, .*such as --workdir {runs}/NAME$"
+    with pytest.raises(InputError, match=message):
+        _open(runs, EXPERIMENT, ["data"])
+    assert sorted(tmp_path.rglob("*")) == before
+    _open(runs / "NAME", EXPERIMENT, ["data"])
+
+
+def test_a_new_run_may_find_other_files(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "job.log").write_text("started")
+    (folder / "digest").write_text("0" * 66)
+    os.mkfifo(folder / "pipe")
+    _open(folder, EXPERIMENT, ["data"])
+    assert _open(folder, EXPERIMENT, ["data"]).resumed
 
 
 def test_every_client_has_its_own_secret_and_key(tmp_path):
