@@ -67,6 +67,8 @@ class Arguments:
       insecure_seed: of images: makes the key of encrypted inference repeatable, and guessable.
       secret_file: of texts: the run's secret, from which the masks come; by default beside the run.
       save_folder: of texts: write the trained encoder to this new folder, in Hugging Face's layout.
+        Where the run had no tokenizer from a folder, its tokenizer.json lists words of the private
+        texts.
       client: of a run of several clients: whose data and secret to use; the test set of a
         simulation (client_data "parts") is everybody's.
       imports: modules to import first, which define classes that the run's configuration uses.
@@ -255,6 +257,9 @@ def score_texts(arguments: Arguments, experiment: TextExperiment) -> None:
         vocabulary = tokenizer or dataset.words
         save_folder(arguments.save_folder, encoder, trained, tokenizer=vocabulary)
         print(f"Wrote the encoder to {arguments.save_folder}.")
+        if tokenizer is None:
+            words = arguments.save_folder / "tokenizer.json"
+            print(f"Do not publish {words}: it lists words of the private texts (mode 0600).")
 
 
 def refuse(arguments: Arguments, names: tuple[str, ...], what: str) -> None:

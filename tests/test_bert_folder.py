@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from instahide_jax.data.tokenize import load_tokenizer, word_tokenizer
 from instahide_jax.encoders import Bert, ConvNet, Variables, make_model, num_parameters
 from instahide_jax.encoders import bert_folder as module
 from instahide_jax.encoders.bert_folder import from_folder, load_params, pretrained, save_folder
@@ -277,6 +279,15 @@ def test_tokenizer_files_are_copied(tmp_path):
     with pytest.raises(InputError, match=r"holds no vocab\.txt or tokenizer\.json to copy"):
         save_folder(tmp_path / "other", config, load_params(config), tokenizer=GOLDEN / "roberta")
     assert not (tmp_path / "other").exists()
+
+
+def test_words_of_texts_are_for_their_owner_alone(tmp_path):
+    config = from_folder(GOLDEN / "bert")
+    words = word_tokenizer(["a b"], 9)
+    save_folder(tmp_path / "saved", config, load_params(config), tokenizer=words)
+    file = tmp_path / "saved" / "tokenizer.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert load_tokenizer(tmp_path / "saved").get_vocab() == words.get_vocab()
 
 
 @pytest.mark.parametrize("error", [OSError("No space left"), KeyboardInterrupt()])

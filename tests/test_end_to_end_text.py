@@ -164,9 +164,11 @@ def test_killed_runs_end_as_one_that_was_not(place, finished):
     assert without_speed(folder) == without_speed(finished[0])
 
 
-def test_saved_words_are_read_by_the_same_loader(place):
+def test_saved_words_are_read_by_the_same_loader(place, finished):
     """The words were those of the training texts, as no folder gave others."""
     folder = place.folder / "saved"
+    assert "Do not publish saved/tokenizer.json: it lists words" in finished[2]
+    assert stat.S_IMODE((folder / "tokenizer.json").stat().st_mode) == 0o600
     tokenizer = load_tokenizer(folder, from_folder(folder, output="pooled").vocab_size)
     words = tokenizer.get_vocab()
     assert {"[PAD]", "[CLS]", "[SEP]"} < set(words)

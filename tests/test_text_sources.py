@@ -101,7 +101,7 @@ def test_identity_changes_with_texts_labels_and_tokens():
     words = word_tokenizer(["a b c"], 30)
     texts = make_texts(("a b", "c"), None, np.array([0, 1]), ("x", "y"))
     marks = {tokenize(texts, words, 6).identity, tokenize(texts, words, 5).identity}
-    marks.add(tokenize(texts, word_tokenizer(["b b a c"], 30), 6).identity)
+    marks.add(tokenize(texts, word_tokenizer(["b c d"], 30), 6).identity)
     others = [(("a b", "a"), [0, 1]), (("a b", "c"), [1, 1]), (("a b", "C"), [0, 1])]
     for first, labels in others:
         other = make_texts(first, None, np.array(labels), ("x", "y"))
@@ -131,22 +131,28 @@ def test_pairs_with_numbers_from_a_table(tmp_path):
 
 
 def test_word_tokenizer_knows_the_most_frequent_words():
-    tokenizer = word_tokenizer(["b a, B c", "a [SEP] d"], 8)
+    tokenizer = word_tokenizer(["b a, B c b", "a [SEP] d"], 8)
     numbers = tokenizer.get_vocab()
     assert sorted(numbers, key=numbers.get) == [
         "[PAD]",
         "[UNK]",
         "[CLS]",
         "[SEP]",
-        "a",
-        "b",
         ",",
         "[",
+        "a",
+        "b",
     ]
     ids = encode(tokenizer, ["A b zebra"], 6)["ids"][0]
-    assert ids.tolist() == [2, 4, 5, 1, 3, 0]
+    assert ids.tolist() == [2, 6, 7, 1, 3, 0]
     with pytest.raises(InputError, match="vocab_size is 4; it must be above 4"):
         word_tokenizer(["a"], 4)
+
+
+def test_the_order_of_words_does_not_tell_how_often_they_occur():
+    rare = word_tokenizer(["x y y y", "z"], 8)
+    assert rare.to_str() == word_tokenizer(["z z z z", "y", "x"], 8).to_str()
+    assert sorted(rare.get_vocab(), key=rare.get_vocab().get)[4:] == ["x", "y", "z"]
 
 
 def test_integers_name_classes(tmp_path):

@@ -117,7 +117,8 @@ def word_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     """A tokenizer of whole words for encoders that start from nothing, with BERT's special tokens.
 
     Texts are split at spaces and punctuation, in lower case. The most frequent words are known, of
-    equally frequent ones the first in the alphabet; the others are [UNK].
+    equally frequent ones the first in the alphabet; the others are [UNK]. Known words are numbered
+    in alphabetical order, which does not tell how often each occurs in texts that are private.
 
     Args:
       texts: the training texts.
@@ -137,8 +138,8 @@ def word_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
         pieces = splitter.pre_tokenize_str(normalizer.normalize_str(text))
         counts.update(word for word, _ in pieces)
     frequent = sorted(counts, key=lambda word: (-counts[word], word))
-    words = [*special, *(word for word in frequent if word not in special)][:vocab_size]
-    numbers = {word: number for number, word in enumerate(words)}
+    known = [word for word in frequent if word not in special][: vocab_size - len(special)]
+    numbers = {word: number for number, word in enumerate([*special, *sorted(known)])}
     tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     _add_special(tokenizer, special)

@@ -25,6 +25,7 @@ from instahide_jax.encoders.tensor_files import (
     weight_files,
 )
 from instahide_jax.errors import InputError
+from instahide_jax.files import private_file
 from instahide_jax.folders import local_folder
 
 SETTINGS = ("output", "dropout", "attention_dropout", "remat", "dtype")
@@ -239,11 +240,12 @@ def save_folder(
       path: must not exist yet; its parent must.
       config: the encoder. output, remat, dtype and folder have no place in config.json.
       params: of the encoder: params["encoder"] of a model.
-      tokenizer: a folder whose `TOKENIZER_FILES` are copied, a tokenizer, or None.
+      tokenizer: a folder whose `TOKENIZER_FILES` are copied, a tokenizer, or None. That of a
+        tokenizer has mode 0600: its words may be those of private texts.
 
     Raises:
-      InputError: if `path` exists or cannot be written, `params` are not those of `config`, or
-        `tokenizer` holds no vocabulary.
+      InputError: if `path` exists or cannot be written, `params` are not those of `config`,
+        `tokenizer` holds no vocabulary, or a tokenizer is given and the file system keeps no modes.
     """
     path = Path(path)
     copied = check_new_folder(path, None if isinstance(tokenizer, Tokenizer) else tokenizer)
@@ -258,7 +260,8 @@ def save_folder(
         for file in copied:
             shutil.copyfile(file, temporary / file.name)
         if isinstance(tokenizer, Tokenizer):
-            tokenizer.save(str(temporary / "tokenizer.json"))
+            with private_file(temporary / "tokenizer.json") as words:
+                words.write(tokenizer.to_str(pretty=True).encode())
         for file in temporary.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
