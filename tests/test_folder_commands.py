@@ -1,6 +1,8 @@
 """Commands on odd folders of images, as they are typed: names of files, what is left out."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +12,15 @@ import pytest
 from odd_images import FOREIGN, SEVERAL, write_classes
 from PIL import Image
 
+from instahide_jax.data.image_folder import arrays_from_folder
 from instahide_jax.data.prepare import prepare
 from instahide_jax.data.tfds_arrays import load_arrays
 from instahide_jax.errors import InputError
 
 
-def _command(*arguments: str | bytes | Path) -> subprocess.CompletedProcess:
+def _command(*arguments: str | bytes | Path, **more: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "instahide_jax.cli", *arguments]
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as in most locales
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"} | more  # as in most locales
     return subprocess.run(command, capture_output=True, check=False, env=environment)
 
 
@@ -42,6 +45,33 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     (line,) = done.stderr.decode().splitlines()
     assert line.startswith("error: the name of the class folder ")
     assert line.endswith(" is no valid UTF-8: rename it")
+
+
+def test_names_in_utf8_under_a_locale_that_is_not(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_classes(source, 3, ["caf\u00e9", "\u00e4hre", "zebra"])
+    names = ("caf\u00e9", "zebra", "\u00e4hre")
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code = "import sys; print(sys.getfilesystemencoding())"
+    encoding = subprocess.check_output([sys.executable, "-c", code], env=os.environ | plain)
+    assert encoding != b"utf-8\n"
+    data_dir, out = tmp_path / "tfds", tmp_path / "x.npz"
+    done = _command("prepare", "cafes", "--source", source, "--data-dir", data_dir, **plain)
+    assert done.returncode == 0, done.stderr
+    arrays = load_arrays("cafes", "train", str(data_dir))
+    assert (arrays.class_names, sorted(arrays.labels)) == (names, [0, 0, 1, 1, 2, 2])
+    here = arrays_from_folder(source).arrays
+    labels = {image.tobytes(): label for image, label in zip(here.images, here.labels, strict=True)}
+    assert [labels[image.tobytes()] for image in arrays.images] == arrays.labels.tolist()
+    secret = tmp_path / "s"
+    done = _command("encrypt", source, "--out", out, "--secret-file", secret, **plain)
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as written:
+        assert json.loads(str(written["description"]))["class_names"] == list(names)
+    shutil.rmtree(source / "caf\u00e9")
+    (source / "caf\u00e9").mkdir()
+    done = _command("prepare", "empty", "--source", source, "--data-dir", data_dir, **plain)
+    assert (done.returncode, b"holds no images" in done.stderr) == (2, True)
 
 
 def test_all_commands_say_what_is_left_out(tmp_path: Path) -> None:

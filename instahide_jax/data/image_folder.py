@@ -37,6 +37,7 @@ from instahide_jax.data.image_checks import (
     settle_beside,
 )
 from instahide_jax.data.image_format import BACKGROUND, FORMATS, open_image, upright
+from instahide_jax.data.spelling import from_disk, on_disk
 from instahide_jax.data.split_folders import class_names, find_splits, named_split, nested_note
 from instahide_jax.errors import InputError, how_many
 from instahide_jax.metrics import progress
@@ -223,9 +224,9 @@ def arrays_from_folder(
 
 
 def _walk_classes(root: Path) -> dict[str, FileTree]:
-    """Class name -> what lies below its folder, by name."""
+    """Class name, as `class_names` gives it -> what lies below its folder, by name."""
     folders, _ = list_folder(root)
-    return {folder.name: walk(folder) for folder in folders}
+    return {from_disk(folder.name): walk(folder) for folder in folders}
 
 
 def _choose_split(
@@ -267,7 +268,8 @@ def _check_filled(root: Path, classes: Mapping[str, Sequence[Path]]) -> None:
     for name, files in classes.items():
         if not files:
             raise InputError(
-                f"{root / name} holds no images ({', '.join(FORMATS)}); remove it or fill it"
+                f"{root / on_disk(name)} holds no images ({', '.join(FORMATS)}); remove it or "
+                "fill it"
             )
 
 
@@ -287,7 +289,8 @@ def _hold_out(classes: Mapping[str, list[Path]], root: Path) -> dict[str, dict[s
     for name, files in classes.items():
         if len(files) < 2:
             raise InputError(
-                f"{root / name} holds a single image; a class needs one to train and one to test"
+                f"{root / on_disk(name)} holds a single image; a class needs one to train and "
+                "one to test"
             )
         test = files[_HOLD_OUT - 1 :: _HOLD_OUT] or files[-1:]
         held_out = set(test)

@@ -1,7 +1,24 @@
 """Names and labels that are spelled differently and look the same."""
 
 import functools
+import os
 import unicodedata
+
+
+def from_disk(name: str) -> str:
+    """What the bytes of a file's name mean in UTF-8, whatever encoding Python took them for.
+
+    That is the locale's, such as Latin-1, while the names on disks are written in UTF-8.
+
+    Raises:
+        UnicodeDecodeError: for bytes that are no UTF-8.
+    """
+    return os.fsencode(name).decode("utf-8")
+
+
+def on_disk(name: str) -> str:
+    """The name by which Python finds a file: the inverse of `from_disk`."""
+    return os.fsdecode(name.encode("utf-8"))
 
 
 def visible(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from instahide_jax.data.file_kinds import is_image
 from instahide_jax.data.file_tree import list_folder, read_head
-from instahide_jax.data.spelling import appearance
+from instahide_jax.data.spelling import appearance, from_disk, on_disk
 from instahide_jax.errors import InputError, listed
 
 SPLITS = ("train", "validation", "test")
@@ -236,14 +236,16 @@ def _alike_but_for_splits(folders: Sequence[Path]) -> list[Path]:
 def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
     """The names of the class folders of `train`, sorted; those of other splits are among them.
 
+    They are read as UTF-8 in any locale; `spelling.on_disk` leads back to the folders.
+
     Raises:
         InputError: for fewer than `at_least` (1 or 2) classes, a class that train lacks, a split
             without classes, two class folders that are one or lie in one another, and names that
             cannot be stored as lines of UTF-8, or of which two look the same.
     """
     folders = {split: class_folders(root) for split, root in roots.items()}
-    found_in = {split: [folder.name for folder in found] for split, found in folders.items()}
-    names = tuple(found_in["train"])
+    found_in = {split: list(map(_utf8_name, found)) for split, found in folders.items()}
+    names = tuple(sorted(found_in["train"]))
     if len(names) < at_least:
         found = f"only the folder {names[0]}" if names else "no folders"
         each = "class" if at_least == 1 else "of two or more classes"
@@ -274,12 +276,6 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
                 "them together, or rename one"
             )
     for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise InputError(
-                f"the name of the class folder {roots['train'] / name} is no valid UTF-8: rename it"
-            ) from None
         if name != name.strip() or len(name.splitlines()) > 1:
             raise InputError(
                 f"the name of a class folder in {roots['train']} is {name!r}: rename it to a line "
@@ -289,10 +285,19 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
     return names
 
 
+def _utf8_name(folder: Path) -> str:
+    try:
+        return from_disk(folder.name)
+    except UnicodeDecodeError:
+        raise InputError(
+            f"the name of the class folder {folder} is no valid UTF-8: rename it"
+        ) from None
+
+
 def nested_note(root: Path, classes: Mapping[str, Sequence[Path]]) -> list[str]:
     """A note where all images of all classes lie in folders below the class folders."""
     if not all(
-        files and all(file.parent != root / name for file in files)
+        files and all(file.parent != root / on_disk(name) for file in files)
         for name, files in classes.items()
     ):
         return []
