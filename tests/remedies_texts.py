@@ -49,6 +49,7 @@ def tables(place: Path) -> None:
         ("text;label\na;x\n", "separate the cells by commas", good),
         ("text,label,text\na,x,b\n", "has 2 columns 'text': rename one", "text,label,more\na,x,b"),
         (HEADER, "holds no row: give at least one", good),
+        (good + HEADER + "c,x\n", "line 4 is the header again", good + "c,x\n"),
         ("\n", "is empty: it needs a line with the names of columns, and rows", good),
         (HEADER + "a\rb,x\nb,y\n", "line 2 has a carriage return within: remove it", good),
         (HEADER + "a\rb,x\nb,y\n", "or save the file with line ends of one kind", good),

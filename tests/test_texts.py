@@ -194,6 +194,13 @@ def test_tables_without_labels(tmp_path: Path) -> None:
         ("t.tsv", "s\tyy\na\t0", {}, r"t\.tsv has no column 'y'; did you mean 'yy'\?"),
         ("t.tsv", "s\ty\ts\na\t0\tb", {}, r"t\.tsv has 2 columns 's': rename one"),
         ("t.tsv", "s\ty\na\t0\n\nb", {}, "line 4 has 1 cells, the header 2: correct the line"),
+        (
+            "t.tsv",
+            "s\ty\na\t0\n\ns\ty\nb\t1",
+            {},
+            "line 4 is the header again, .*: remove the line$",
+        ),
+        ("t.csv", "\ufeffs,y\na,0\n\ufeffs,y\nb,1", {}, "line 3 is the header again"),
         ("t.csv", "s,y\na,b,0\n", {}, "line 2 has 3 cells, the header 2: correct the line"),
         ("t.csv", 's,y\na,0\n"b,1\n', {}, "line 3: unexpected end of data: correct the line"),
         ("t.tsv", "s\ty\na\t0\nb\t", {}, "line 3: y is empty: fill it in, or set drop_unlabelled"),

@@ -40,7 +40,8 @@ def read_rows(path: Path, columns: Sequence[str], optional: str | None = None) -
 
     Raises:
       InputError: another suffix, a file that cannot be read, is damaged or empty, a carriage
-        return inside a line, a column that is not there or is there twice.
+        return inside a line, a column that is not there or is there twice, a header that comes
+        again (of two columns or more: one may hold its own name).
     """
     if path.suffix not in _SUFFIXES:
         raise InputError(f"{path} must end in {', '.join(_SUFFIXES)}: rename or convert it")
@@ -144,6 +145,11 @@ def _delimited(
             raise InputError(
                 f"{path}, line {number} has {len(row)} cells, the header "
                 f"{len(header)}: correct the line"
+            )
+        if len(row) > 1 and row[1:] == header[1:] and row[0].removeprefix("\ufeff") == header[0]:
+            raise InputError(
+                f"{path}, line {number} is the header again, as where files were put together: "
+                "remove the line"
             )
         if row:
             yield number, dict(zip(header, row, strict=True))
