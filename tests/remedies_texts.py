@@ -199,6 +199,8 @@ def prepared_texts(place: Path) -> None:
         ({"text": "sentense"}, "did you mean 'sentence'?", {}),
         ({"text": "idx"}, "expected Text", {"text": "sentence"}),
         ({"second": "sentence"}, "are both 'sentence': name another feature as second, or le", {}),
+        ({"label": "sentence"}, "name another feature as label", {"label": "label"}),
+        ({"text": "label"}, "name another feature as label, or as text", {"text": "sentence"}),
         ({"label": "idx"}, "expected a ClassLabel or a float", {"label": "label"}),
         ({"split": "tset"}, "available are train, validation, test", {"split": "validation"}),
         ({"split": "test"}, "choose a split with labels", {"split": "train"}),

@@ -328,6 +328,25 @@ def test_labels_that_look_the_same(other: str, tmp_path: Path) -> None:
         read(path, class_names=names[:2])
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"second": "text"}, "^text and second are both 'text': name another column as second, or"),
+        ({"label": "text"}, "^text and label are both 'text': name another column as label, or as"),
+        ({"second": "label"}, "^second and label are both 'label': .* as label, or as second$"),
+    ],
+)
+def test_a_column_has_one_purpose(tmp_path: Path, columns: dict[str, str], message: str) -> None:
+    path = write(tmp_path / "t.csv", ["a", "b"])
+    with pytest.raises(InputError, match=message):
+        TableText(str(path), **columns).read()
+
+
+def test_a_lone_column_may_hold_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text\na\ntext\n")
+    assert TableText(str(tmp_path / "t.csv"), label=None).read().first == ("a", "text")
+
+
 @pytest.mark.parametrize(("one", "other"), [("True", "TRUE"), ("Yes", "yes"), ("a", "A")])
 def test_labels_that_differ_by_case_alone(one: str, other: str, tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", [one, "b", other])

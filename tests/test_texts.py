@@ -365,7 +365,7 @@ def test_tfds_texts_without_labels(prepared: str) -> None:
         ({"label": "labels"}, "^tiny has no feature 'labels'; choose from "),
         ({"text": "idx"}, "^'idx' of tiny is .*: expected Text"),
         ({"label": "idx"}, "^'idx' of tiny is .*: expected a ClassLabel or a float"),
-        ({"label": "s"}, "^'s' of tiny is .*: expected a ClassLabel or a float"),
+        ({"label": "s"}, "^text and label are both 's': name another feature as label, or as text"),
         ({"label": "image"}, "^'image' of tiny is .*: expected a ClassLabel or a float"),
         ({"split": "test"}, "^tiny has no split 'test': available are train, hidden, odd"),
         ({"split": "odd", "label": None}, r"tiny\[odd\]: record 3 cannot be decoded .*: prepa"),

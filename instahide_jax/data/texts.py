@@ -193,10 +193,12 @@ def read_table(
         and log a warning that says how many.
 
     Raises:
-      InputError: no such file, another suffix, a damaged file, a column that is not there, a text
-        that is missing or no string, a label that is missing, no class or no number, no row.
+      InputError: no such file, another suffix, a damaged file, a column that is not there or is
+        named for two of text, second and label, a text that is missing or no string, a label that
+        is missing, no class or no number, no row.
     """
     path = Path(path)
+    _refuse_shared(text, second, label, "column")
     if regression and class_names is not None:
         raise InputError(
             f"class_names are {tuple(class_names)} but labels are numbers: leave out class_names "
@@ -231,6 +233,19 @@ def read_table(
         labels, names = class_labels(path, cells, class_names)
     seconds = None if second is None else texts[1]
     return make_texts(texts[0], seconds, labels, names, unlabelled=label is None)
+
+
+def _refuse_shared(text: str, second: str | None, label: str | None, what: str) -> None:
+    """Refuse one column or feature for two purposes: a text would be its own label."""
+    if second == text:
+        raise InputError(
+            f"text and second are both {text!r}: name another {what} as second, or leave it out"
+        )
+    if label is not None and label in (text, second):
+        other = "text" if label == text else "second"
+        raise InputError(
+            f"{other} and label are both {label!r}: name another {what} as label, or as {other}"
+        )
 
 
 def _text(path: Path, line: int, column: str, value: Any) -> str:
@@ -287,17 +302,14 @@ def texts_from_tfds(
         did not agree) or whose number is NaN, and log a warning that says how many.
 
     Raises:
-      InputError: one feature for both texts of a pair; a data set, config, version or split that is
-        not prepared (with the command that prepares it); another storage format than array_record;
-        a feature that is not there or of another kind; a damaged record; or whatever `make_texts`
-        finds.
+      InputError: one feature for two of text, second and label; a data set, config, version
+        or split that is not prepared (with the command that prepares it); another storage format
+        than array_record; a feature that is not there or of another kind; a damaged record; or
+        whatever `make_texts` finds.
     """
     import tensorflow_datasets as tfds
 
-    if second == text:
-        raise InputError(
-            f"text and second are both {text!r}: name another feature as second, or leave it out"
-        )
+    _refuse_shared(text, second, label, "feature")
     builder = open_builder(name, data_dir)
     columns = [column for column in (text, second) if column is not None]
     names = _tfds_classes(name, builder.info.features, columns, label)
