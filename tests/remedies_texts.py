@@ -56,6 +56,7 @@ def tables(place: Path) -> None:
         (HEADER + "a,01\nb,1\n", "write it in one way", HEADER + "a,1\nb,1\n"),
         (HEADER + "a,\u00e9\nb,e\u0301\nc,x\n", "which occurs before: write it in one way", good),
         (HEADER + "a,yes\nb,Yes\nc,x\n", "which occurs before: write it in one way", good),
+        (HEADER + 'a,1\nb,"""1"""\nc,x\n', "write it in one way", HEADER + "a,1\nb,1\n"),
         (HEADER + "a,inf\nb,1\n", "no finite number: correct it, or list", HEADER + "a,1\nb,1\n"),
         (HEADER + "a,-\nb,x\n", "fill it in", good),
     )

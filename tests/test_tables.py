@@ -27,6 +27,7 @@ NOTHING = [
     *("[#N/A]", "'1.#IND00'", "N/D", "#N/D", "n\\a", "np.nan", "pd.NA", "\\\\N", "Ｎ／Ａ", "~"),
     *("#GETTING_DATA", "#ÜBERLAUF!", "Err:502", "not_a_number", "no label", "\u00ad"),
     *("missing value", "not applicable", "(blank)", "[empty]", "No Data", "nodata", "undef", "TBD"),
+    *("N / A", "n /a", "not labeled", "Not labelled", "no_annotation", "no labels", "unannotated"),
 ]
 SOMETHING = [
     *("0", "+", "none of these", "n", "value", "name", "#1", "nano", "no", "unknown", "#wow"),
@@ -347,11 +348,16 @@ def test_a_lone_column_may_hold_its_own_name(tmp_path: Path) -> None:
     assert TableText(str(tmp_path / "t.csv"), label=None).read().first == ("a", "text")
 
 
-@pytest.mark.parametrize(("one", "other"), [("True", "TRUE"), ("Yes", "yes"), ("a", "A")])
-def test_labels_that_differ_by_case_alone(one: str, other: str, tmp_path: Path) -> None:
-    path = write(tmp_path / "t.csv", [one, "b", other])
+@pytest.mark.parametrize(
+    ("one", "other"), [("True", "TRUE"), ("Yes", "yes"), ("a", "A"), ("1", '"1"'), ("'x y'", "X Y")]
+)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_labels_that_differ_by_case_or_quotes_alone(
+    one: str, other: str, suffix: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / f"t{suffix}", [one, "b", other])
     with pytest.raises(
-        InputError, match=f"line 4: the label '{other}' looks like '{one}', which occurs before"
+        InputError, match=f"line 4: the label {other!r} looks like {one!r}, which occurs before"
     ):
         read(path)
     assert read(path, class_names=(one, other, "b")).labels.tolist() == [0, 2, 1]  # as of EMNIST

@@ -20,9 +20,9 @@ UNLABELLED = -1  # the label of a text whose label is hidden or unknown, as in T
 # What programs and people write into a cell for which they have nothing: words and marks, in any
 # case, brackets and quotes; SNLI and MNLI have a dash where the annotators did not agree.
 _NOTHING = re.compile(
-    r"(nan|nat|null|nil|none|undef(ined)?|missing([ _-]values?)?|unlabell?ed|empty|blank|tbd"
-    r"|na|n[./\\]a|n[./\\]d|not[ _-](available|applicable|a[ _-]number)"
-    r"|no[ _-]?(label|data|value))?"
+    r"(nan|nat|null|nil|none|undef(ined)?|missing([ _-](label|annotation|value)s?)?|empty|blank|tbd"
+    r"|na|n\s*[./\\]\s*[ad]|not[ _-](available|applicable|a[ _-]number)"
+    r"|(un|not[ _-])(labell?ed|annotated)|no[ _-]?(label|annotation|data|value)s?)?"
 )
 # Likewise, of C, Python and R (no number), databases, and spreadsheets.
 _NOTHING_OF_PROGRAMS = re.compile(
@@ -173,7 +173,7 @@ def class_labels(
 
     Raises:
       InputError: a label that is no class; without names also numbers that are no integers, and
-        one integer or name in two spellings, be it by case alone.
+        one integer or name in two spellings, be it by case or quotes alone.
     """
     if class_names is None:
         names = _occurring(path, cells)
@@ -223,7 +223,7 @@ def _occurring(path: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
                 f"also stands as {spelled[number]!r:.40}: write it in one way, or name the "
                 "class_names"
             )
-        same = looks.setdefault(appearance(value).casefold(), value)
+        same = looks.setdefault(_without_quotes(appearance(value)).casefold(), value)
         if same != value:
             raise InputError(
                 f"{cell.where}: the label {value!a:.40} looks like {same!a:.40}, which occurs "
@@ -236,6 +236,12 @@ def _occurring(path: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
                 "list it in class_names where it is a class"
             )
     return tuple(sorted(found, key=_order(found)))
+
+
+def _without_quotes(text: str) -> str:
+    """What stands in quotes around a whole label: a .tsv has none, but some programs write them."""
+    quoted = re.fullmatch(r"""(["'])(.+)\1""", text, re.DOTALL)
+    return as_integer(quoted[2].strip()) if quoted else text
 
 
 def number_labels(cells: Sequence[Cell]) -> np.ndarray:
