@@ -52,6 +52,7 @@ def tables(place: Path) -> None:
         (good + HEADER + "c,x\n", "line 4 is the header again", good + "c,x\n"),
         ("\n", "is empty: it needs a line with the names of columns, and rows", good),
         (HEADER + "a\rb,x\nb,y\n", "line 2 has a carriage return within: remove it", good),
+        (HEADER + '"a",x\rb,y\nc,z\n', "line 2 has a carriage return within: remove it", good),
         (HEADER + "a\rb,x\nb,y\n", "or save the file with line ends of one kind", good),
         (HEADER + "a,01\nb,1\n", "write it in one way", HEADER + "a,1\nb,1\n"),
         (HEADER + "a,\u00e9\nb,e\u0301\nc,x\n", "which occurs before: write it in one way", good),

@@ -96,6 +96,22 @@ def test_a_carriage_return_makes_no_row(tmp_path: Path, suffix: str) -> None:
         assert read_table(path, text="text", label=None).first == ("a", "b")
 
 
+@pytest.mark.parametrize("quoted", ['"x"', '"x\r\ny"', '"x\ry"'])
+def test_a_carriage_return_outside_of_quotes(tmp_path: Path, quoted: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(f"text\n{quoted}\na\rb\n".encode())
+    line = 4 if "\n" in quoted else 3
+    with pytest.raises(InputError, match=f"line {line} has a carriage return within: remove it"):
+        read_table(path, text="text", label=None)
+    cell = quoted.strip('"')
+    for data in (f"text\n{quoted}\nb\n", f"text\r{quoted}\rb", f"text\r\n{quoted}\r\r\nb\r"):
+        path.write_bytes(data.encode())
+        assert read_table(path, text="text", label=None).first == (cell, "b")
+    path.write_bytes(f'text\n{quoted}\na\n"b\rc'.encode())
+    with pytest.raises(InputError, match="unexpected end of data: correct the line"):
+        read_table(path, text="text", label=None)
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])
 def test_other_encodings(tmp_path: Path, suffix: str, encoding: str) -> None:

@@ -22,7 +22,7 @@ _SEPARATORS = {".tsv": "tabs", ".csv": "commas"}
 _LIMIT = threading.Lock()  # of the csv module's limit, which is one for the whole process
 # What may be a cell in quotes after a blank; inside of quotes another quote would be doubled.
 _BLANK_AND_QUOTE = re.compile(r'(?:^|,) +"(?!")', re.MULTILINE)
-_LONE_RETURN = re.compile(rb"\r(?<=[^\r\n]\r)\r*(?=[^\r\n])")
+_LONE_RETURN = re.compile(r"\r(?<=[^\r\n]\r)\r*(?=[^\r\n])")
 
 
 def read_rows(path: Path, columns: Sequence[str], optional: str | None = None) -> Iterator[Row]:
@@ -49,10 +49,11 @@ def read_rows(path: Path, columns: Sequence[str], optional: str | None = None) -
     newline = "" if path.suffix == ".csv" else None
     data = read_file(path)
     with decoding(str(path), "save it as UTF-8"):
-        data.decode()  # first: of UTF-16 half the bytes would look like control characters
-    # In quotes of a .csv it may be part of a cell; JSON does not take it in a text.
-    if path.suffix == ".tsv" or (path.suffix == ".csv" and b'"' not in data):
-        _refuse_lone_return(path, data)
+        text = data.decode("utf-8-sig")  # first: of UTF-16 half the bytes look like control ones
+    if path.suffix == ".tsv":
+        _refuse_lone_return(path, text, text)
+    elif path.suffix == ".csv":
+        _refuse_lone_return(path, text, _outside_quotes(text))
     with io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline=newline) as file:
         match path.suffix:
             case ".tsv":
@@ -70,11 +71,17 @@ def split_lines(lines: Iterable[str]) -> Iterator[list[str]]:
         yield whole.split("\t") if whole else []
 
 
-def _refuse_lone_return(path: Path, data: bytes) -> None:
-    """Refuse a carriage return inside a line, which would make two rows of one."""
-    found = _LONE_RETURN.search(data) if b"\n" in data else None  # else it ends all lines
+def _refuse_lone_return(path: Path, text: str, outside: str) -> None:
+    """Refuse a carriage return inside a line, which would make two rows of one.
+
+    Args:
+      path: the file, for messages.
+      text: what it holds.
+      outside: as long or shorter, without the line ends that belong to cells.
+    """
+    found = _LONE_RETURN.search(outside) if "\n" in outside else None  # else it ends all lines
     if found:
-        line = data.count(b"\n", 0, found.start()) + 1
+        line = text.count("\n", 0, found.start()) + 1
         raise InputError(
             f"{path}, line {line} has a carriage return within: remove it, or save the file with "
             "line ends of one kind"
@@ -101,6 +108,28 @@ def _has_blanks(text: str) -> bool:
                 if cell != without and cell.lstrip(" ").startswith('"'):
                     return True
     return False
+
+
+def _outside_quotes(text: str) -> str:
+    """A .csv's text with blanks for line ends in quotes; up to where it cannot be read."""
+    if '"' not in text or not re.search(r"\r(?!\n)", text):  # of most files
+        return text
+    stop = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal stop
+        for line in _lines(text):
+            stop += len(line)
+            yield line
+
+    reader = csv.reader(lines(), strict=True, skipinitialspace=_has_blanks(text))
+    parts, start = list[str](), 0
+    with contextlib.suppress(csv.Error):  # which whoever reads the rows reports
+        while _next_row(reader) is not None:
+            row = text[start:stop].rstrip("\r\n")
+            parts.append(re.sub(r"[\r\n]", " ", row) + text[start + len(row) : stop])
+            start = stop
+    return "".join(parts)
 
 
 def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
