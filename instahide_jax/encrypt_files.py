@@ -157,6 +157,11 @@ def check_new_file(path: Path, kind: str, option: str) -> None:
     """
     if path.exists():
         raise InputError(f"{kind} {path} exists already; remove it or name another {option}")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir():
+        raise InputError(
+            f"{kind} {path} lies below {there}, a file and no folder; name another {option}"
+        )
     if not path.parent.is_dir():
         raise InputError(f"folder {path.parent} does not exist; create it or name another {option}")
     if not os.access(path.parent, os.W_OK):

@@ -15,6 +15,18 @@ RUN_FILES = ("run.json", "config.json")  # a folder with both is a run folder
 _SECRET = re.compile(rb"[0-9a-f]{64}\n?")  # what `secret.write_secret` writes
 
 
+def without_detours(path: Path) -> Path:
+    """A path without "x/.." where there is no x, which would have to be made to get there.
+
+    Where x exists it may be a link, beside whose target the path goes on: it stays.
+    """
+    place = Path()
+    for part in path.parts:
+        detour = part == ".." and place.name not in ("", "..") and not os.path.lexists(place)
+        place = place.parent if detour else place / part
+    return place
+
+
 def new_private_file(path: Path) -> tuple[int, str]:
     """Open a file of mode 0600 that is to take the place of `path`: its descriptor and its name.
 

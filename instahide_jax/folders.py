@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 from instahide_jax.errors import InputError
+from instahide_jax.files import without_detours
 
 
 def user_path(name: str | os.PathLike[str], what: str) -> Path:
-    """The path that a user names, with ~ for a home folder.
+    """The path that a user names, with ~ for a home folder, and without detours.
 
     Args:
       name: as typed.
@@ -27,7 +28,7 @@ def user_path(name: str | os.PathLike[str], what: str) -> Path:
             f"{what} is {text}, an address; name a local path: mount or copy what is elsewhere"
         )
     try:
-        path = Path(text).expanduser()
+        path = without_detours(Path(text).expanduser())
     except RuntimeError:
         raise InputError(
             f"{what} is {text}, but that user has no home folder; write the whole path"

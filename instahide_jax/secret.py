@@ -20,7 +20,7 @@ import numpy as np
 
 from instahide_jax import prng
 from instahide_jax.errors import InputError
-from instahide_jax.files import new_private_file
+from instahide_jax.files import new_private_file, without_detours
 
 # What os.link says on file systems without hard links.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -140,7 +140,7 @@ def write_secret(path: str | Path, secret: SecretKey) -> None:
       InputError: if the file exists or cannot be written, its file system keeps no modes, or the
         key is an insecure one.
     """
-    path = Path(path)
+    path = without_detours(Path(path))
     if secret.insecure:
         raise InputError("a key from an integer seed is not a secret; keep the seed instead")
     data = np.asarray(jax.random.key_data(secret.key)).astype("<u4").tobytes()
@@ -191,7 +191,7 @@ def read_secret(path: str | Path) -> SecretKey:
       InputError: if the file is missing, is not a file, can be read or written by others (mode &
         0o077), or does not hold 64 hexadecimal digits. The content is never quoted.
     """
-    path = Path(path)
+    path = without_detours(Path(path))
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())  # of the opened file: no race with a rename

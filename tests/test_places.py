@@ -63,6 +63,32 @@ def test_a_path_of_a_user(home):
 
 
 @pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("no/../a", "a"),
+        ("no/more/../../a", "a"),
+        ("no/../../a", "../a"),
+        ("no/..", "."),
+        ("../a", "../a"),
+        ("real/../a", "real/../a"),
+        ("link/../a", "link/../a"),
+        ("/no/../../a", "/../a"),
+    ],
+)
+def test_a_detour_through_nothing_makes_no_folder(typed, meant, home):
+    (home / "real").mkdir()
+    (home / "far" / "away").mkdir(parents=True)
+    (home / "link").symlink_to("far/away")
+    assert user_path(typed, "--out") == Path(meant)
+    if not typed.startswith(("/", "..")) and meant.endswith("a"):
+        before = {path for path in home.rglob("*") if path.is_dir()}
+        write_secret(typed, secret_key())
+        assert {path for path in home.rglob("*") if path.is_dir()} == before
+        assert read_secret(typed) is not None
+        Path(meant).unlink()
+
+
+@pytest.mark.parametrize(
     ("folder", "secret"),
     [
         ("runs/a", "runs/a.secret"),
