@@ -115,6 +115,7 @@ def prepared_images(place: Path) -> None:
         (("tinny", "train"), "did you mean 'tiny'?", ("tiny", "train")),
         (("ti ny", "train"), "expected NAME, NAME/CONFIG or NAME:VERSION", ("tiny", "train")),
         (("tiny", "tset"), "available are train, test", ("tiny", "test")),
+        (("tiny", "test[:9]"), "take fewer, at most test[:4]", ("tiny", "test[:4]")),
         (("tiny", "test[:0]"), "available are train, test", ("tiny", "test[:1]")),
         (("tiny:2.0.0", "train"), "available are 1.0.0", ("tiny:1.0.0", "train")),
         (("tiny/x", "train"), "name one of tiny", ("tiny", "train")),

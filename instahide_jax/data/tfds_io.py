@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from instahide_jax.folders import user_path
 
 # Text sets that `instahide prepare` makes of local files; TFDS lists neither without TensorFlow.
 _PREPARED_FROM = {"glue": "FOLDER_OR_ZIP", "movie_reviews": "vaderSentiment-3.3.2.tar.gz"}
+_SLICE = re.compile(r"([^\[\]+]+)\[(-?\d*)(%?):(-?\d*)(%?)\]")  # split[from:to]
 _NAME = re.compile(r"(\w[\w.-]*)(?:/(\w[\w.,=+-]*))?(?::([\d.*]+))?")  # name/config:version
 FILE_FORMAT = "array_record"  # the only format that reads without TensorFlow at random
 ANEW = "prepare the data set anew with `instahide prepare ... --overwrite`"
@@ -157,8 +159,8 @@ def split_files(builder: Any, name: str, split: str) -> tuple[int, list[Path]]:
     """Number of records of a split (or of a TFDS slice of one), and the files that hold them.
 
     Raises:
-      InputError: no such split, an empty one, one that takes a record twice, or a file that is
-        missing.
+      InputError: no such split, a slice beyond its end, an empty one, one that takes a record
+        twice, or a file that is missing.
     """
     splits = builder.info.splits
     available = ", ".join(splits)
@@ -167,6 +169,14 @@ def split_files(builder: Any, name: str, split: str) -> tuple[int, list[Path]]:
         num_examples = selected.num_examples
         parts = sorted(selected.file_instructions, key=lambda part: (part.filename, part.skip))
     except (KeyError, ValueError, NotImplementedError) as error:  # the last for all[:10%]
+        for base, start, of_start, stop, of_stop in _SLICE.findall(split):
+            total = splits[base].num_examples if base in splits else sys.maxsize
+            for bound, percent in ((start, of_start), (stop, of_stop)):
+                if abs(int(bound or 0)) > (100 if percent else total):
+                    raise InputError(
+                        f"split {split!r} of {name} goes beyond the {total} records of {base}: "
+                        f"take fewer, at most {base}[:{total}]"
+                    ) from error
         raise InputError(f"{name} has no split {split!r}: available are {available}") from error
     if num_examples < 1:
         raise InputError(f"split {split!r} of {name} is empty: available are {available}")
