@@ -241,7 +241,8 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
     Raises:
         InputError: for fewer than `at_least` (1 or 2) classes, a class that train lacks, a split
             without classes, two class folders that are one or lie in one another, and names that
-            cannot be stored as lines of UTF-8, or of which two look the same.
+            cannot be stored as lines of UTF-8, or of which two look the same or differ by case
+            alone.
     """
     folders = {split: class_folders(root) for split, root in roots.items()}
     found_in = {split: list(map(_utf8_name, found)) for split, found in folders.items()}
@@ -252,11 +253,11 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
         raise InputError(
             f"{roots['train']} has {found}; it needs a folder of images for each {each}"
         )
-    looks = {appearance(name): name for name in names}
+    looks = {appearance(name).casefold(): name for name in names}
     for split, classes in found_in.items():
         unknown = sorted(set(classes) - set(names))
         for name in unknown:
-            if (other := looks.get(appearance(name))) is not None:
+            if (other := looks.get(appearance(name).casefold())) is not None:
                 raise InputError(
                     f"the class {name!a} in {roots[split]} looks like {other!a} in "
                     f"{roots['train']}, but is spelled differently: rename both to the same name"
@@ -269,10 +270,12 @@ def class_names(roots: Mapping[str, Path], *, at_least: int) -> tuple[str, ...]:
         if not classes:
             raise InputError(f"{roots[split]} has no class folders; fill or remove it")
     for name in names:
-        other = looks[appearance(name)]
+        other = looks[appearance(name).casefold()]
         if other != name:
+            same = appearance(other) == appearance(name)
+            how = "look the same" if same else "differ by case alone"
             raise InputError(
-                f"the class folders {name!a} and {other!a} in {roots['train']} look the same: put "
+                f"the class folders {name!a} and {other!a} in {roots['train']} {how}: put "
                 "them together, or rename one"
             )
     for name in names:
