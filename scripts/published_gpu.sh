@@ -85,7 +85,7 @@ run() { # FOLDER WORKDIR [OPTIONS]
     fi
     cd "$there/code"
     export PYTHONPATH=$there/site:$there/code TFDS_DATA_DIR=$there/tfds
-    { nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || echo "nvidia-smi names no GPU"; } | tee "$workdir/results.md"
+    { nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo "nvidia-smi names no GPU"; } | tee "$workdir/results.md"
     local variants
     for variants in "inside vanilla" "cross mixup"; do
         # shellcheck disable=SC2086
