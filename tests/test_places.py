@@ -1,13 +1,9 @@
 """Paths as users type them, environments as they find them: one line, or it works."""
 
 import errno
-import json
 import os
-import shutil
-import site
 import subprocess
 import sys
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +16,6 @@ from instahide_jax.data.prepare import prepare
 from instahide_jax.data.tfds_io import data_root
 from instahide_jax.folders import local_folder, user_path
 from instahide_jax.run import secret_files
-from instahide_jax.version import __version__
 
 __all__ = ["call"]  # a fixture
 
@@ -224,54 +219,6 @@ def test_a_home_folder_in_every_option_of_encrypt(home):
 
 
 # Environments
-
-
-def test_the_version_does_not_come_from_metadata(home, monkeypatch):
-    """A checkout on PYTHONPATH has none."""
-
-    def version(name):
-        raise AssertionError(f"asks for the metadata of {name}")
-
-    monkeypatch.setattr("importlib.metadata.version", version)
-    arrays = labelled(8, (4, 4, 1))
-    np.savez(home / "data.npz", image=arrays.images, label=arrays.labels)
-    cli.run(["encrypt", "data.npz", "--out", "a.npz", "--secret-file", "a.secret"])
-    described = json.loads(str(np.load(home / "a.npz")["description"]))
-    assert described["instahide_jax"] == __version__
-    modules = [*(ROOT / "instahide_jax").rglob("*.py"), ROOT / "train.py", ROOT / "eval.py"]
-    assert not [path for path in modules if "importlib.metadata" in path.read_text("utf-8")]
-
-
-def test_a_checkout_that_is_only_on_the_path(tmp_path):
-    """Copied, so that no metadata lie beside it; without the site-packages that have some."""
-    checkout, packages = tmp_path / "checkout", tmp_path / "packages"
-    checkout.mkdir()
-    packages.mkdir()
-    shutil.copytree(ROOT / "instahide_jax", checkout / "instahide_jax")
-    for program in ("train.py", "eval.py"):
-        shutil.copy(ROOT / program, checkout)
-    for entry in chain(*(Path(folder).iterdir() for folder in site.getsitepackages())):
-        if "instahide" not in entry.name:
-            (packages / entry.name).symlink_to(entry)
-    place = Place(tmp_path)
-    paths = {"PYTHONPATH": f"{checkout}:{packages}"}
-
-    def run(*arguments):
-        command = [sys.executable, "-S", *map(str, arguments)]
-        return subprocess.run(
-            command, cwd=tmp_path, env=place.environment | paths, capture_output=True, text=True
-        )
-
-    metadata = "import importlib.metadata as m; m.version('jax'); m.version('instahide-jax')"
-    assert "PackageNotFoundError: No package metadata was found for instahide" in (
-        run("-c", metadata).stderr
-    )
-    found = run("-c", "import instahide_jax; print(instahide_jax.__file__)").stdout
-    assert Path(found.strip()).is_relative_to(checkout)
-    train = run(checkout / "train.py", "tiny.py", "--workdir", "run", "--epochs", "2")
-    assert (train.returncode, "Done: 10 steps" in train.stdout) == (0, True), train.stderr
-    score = run(checkout / "eval.py", "run", "--encryptions", "1")
-    assert (score.returncode, "T=1" in score.stdout) == (0, True), score.stderr
 
 
 @pytest.mark.parametrize("backend", ["module://nowhere", "nonsense"])
