@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from instahide_jax.errors import InputError
+from instahide_jax.files import file_above
 
 # What an output is put together from, in its partial folder.
 _PARTS = {"image.npy", "label.npy", "description.npy", "packed.npz", "note.json"}
@@ -157,10 +158,9 @@ def check_new_file(path: Path, kind: str, option: str) -> None:
     """
     if path.exists():
         raise InputError(f"{kind} {path} exists already; remove it or name another {option}")
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not there.is_dir():
+    if (file := file_above(path)) is not None:
         raise InputError(
-            f"{kind} {path} lies below {there}, a file and no folder; name another {option}"
+            f"{kind} {path} lies below {file}, which is no folder; name another {option}"
         )
     if not path.parent.is_dir():
         raise InputError(f"folder {path.parent} does not exist; create it or name another {option}")

@@ -27,6 +27,12 @@ def without_detours(path: Path) -> Path:
     return place
 
 
+def file_above(path: Path) -> Path | None:
+    """A file where a path needs a folder, if any."""
+    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    return None if there.is_dir() else there
+
+
 def new_private_file(path: Path) -> tuple[int, str]:
     """Open a file of mode 0600 that is to take the place of `path`: its descriptor and its name.
 

@@ -175,7 +175,7 @@ def hiding_data_sets(place: Path) -> None:
     Path("nowhere").mkdir()
     check_output(Path("nowhere/x.npz"))
     Path("file").write_text("no folder")
-    with refused("a file and no folder; name another --out"):
+    with refused("which is no folder; name another --out"):
         check_output(Path("file/x.npz"))
     check_output(Path("file.npz"))
     Path("x.npz").write_text("there")

@@ -163,6 +163,8 @@ def saving_encoders(place: Path) -> None:
     save_folder("deep/out", encoder, trained)
     with refused("exists already; choose another folder"):
         save_folder("deep/out", encoder, trained)
+    with refused("which is no folder; choose another folder"):
+        save_folder("deep/out/config.json/a/b", encoder, trained)
     with refused("to copy; name a folder that does"):
         save_folder("out", encoder, trained, tokenizer="deep")
     save_folder("out", encoder, trained, tokenizer=GOLDEN / "bert")

@@ -114,8 +114,8 @@ def test_output_that_cannot_be_used(tmp_path):
         taken: "exists already; remove it or name another --out",
         tmp_path / "hidden.txt": r"must end in \.npz or \.npy",
         tmp_path / "nowhere" / "hidden.npz": "nowhere does not exist; create it",
-        taken / "hidden.npz": "hidden.npz lies below .*taken.npz, a file and no folder; name anot",
-        taken / "a" / "hidden.npz": "hidden.npz lies below .*taken.npz, a file and no folder",
+        taken / "hidden.npz": "hidden.npz lies below .*taken.npz, which is no folder; name anot",
+        taken / "a" / "hidden.npz": "hidden.npz lies below .*taken.npz, which is no folder",
     }.items():
         for refuse in (check_output, lambda p: write_encrypted(p, _batches([1]), 1, {})):
             with pytest.raises(InputError, match=message):

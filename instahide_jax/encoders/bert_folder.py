@@ -25,7 +25,7 @@ from instahide_jax.encoders.tensor_files import (
     weight_files,
 )
 from instahide_jax.errors import InputError
-from instahide_jax.files import private_file
+from instahide_jax.files import file_above, private_file
 from instahide_jax.folders import local_folder
 
 SETTINGS = ("output", "dropout", "attention_dropout", "remat", "dtype")
@@ -280,6 +280,8 @@ def check_new_folder(path: Path, tokenizer: str | Path | None) -> list[Path]:
     """
     if path.exists():
         raise InputError(f"{path} exists already; choose another folder")
+    if (file := file_above(path)) is not None:
+        raise InputError(f"{path} lies below {file}, which is no folder; choose another folder")
     if not path.absolute().parent.is_dir():
         raise InputError(f"folder {path.parent} does not exist; create it or choose another folder")
     return [] if tokenizer is None else _tokenizer_files(local_folder(tokenizer))
